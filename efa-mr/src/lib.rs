@@ -1,0 +1,1 @@
+//! What to register where: PTE budgets, chunk-to-NIC assignment, MR cache, topology, CUDA pointers

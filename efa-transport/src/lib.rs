@@ -1,0 +1,1 @@
+//! One-sided transfers over every EFA card (or any libfabric RDM provider) at once

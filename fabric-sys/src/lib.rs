@@ -1,0 +1,1 @@
+//! Raw libfabric ABI, found and opened at run time

@@ -1,0 +1,1 @@
+//! EFA cards in software, under an unmodified libfabric efa provider, for tests

@@ -1,0 +1,1 @@
+//! One-sided reads and writes over TCP lanes, authenticated, without libfabric

@@ -1,0 +1,1 @@
+//! Interleaved measurement, confidence intervals and report rows of the benchmarks.
