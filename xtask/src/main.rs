@@ -4,12 +4,18 @@
 //! |---|---|
 //! | [`setup`] | what this machine lacks for the rest, and how to install it |
 //! | [`demo`] | the main job: two processes, verified KV-cache traffic over every transport |
+//! | [`test`] | everything that can run here, counted |
+//! | [`bindgen`] | fabric-sys' checked-in bindings |
 //!
-//! [`shell`] runs programs and says so; [`workspace`] knows where things are. A new command is one module with an
+//! [`shell`] runs programs and says so; [`workspace`] knows where things are; [`registry`] fetches pinned files. A new command is one module with an
 //! `Args` struct and a `run` function, and one line in [`Command`].
 
+mod bindgen;
 mod demo;
+mod registry;
+mod setup;
 mod shell;
+mod test;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -24,13 +30,22 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Installs what this machine lacks for the rest; says what and why
+    Setup(setup::Args),
     /// The main job: KV-cache traffic between two processes over every transport, every byte verified
     Demo(demo::Args),
+    /// Runs everything that can run here; the closing line counts passed, failed and skipped
+    Test(test::Args),
+    /// Regenerates fabric-sys' checked-in bindings
+    Bindgen(bindgen::Args),
 }
 
 fn main() -> std::process::ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Setup(args) => setup::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Bindgen(args) => bindgen::run(&args),
     };
     match outcome {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -1,0 +1,79 @@
+//! Runs the tests with cargo-nextest and reads its JUnit report (`.config/nextest.toml` asks for one that keeps the output
+//! of passing tests).
+
+use anyhow::{Context, Result, bail};
+
+use super::{Tally, skips};
+use crate::shell::Cmd;
+use crate::workspace::Workspace;
+
+pub(super) fn run(workspace: &Workspace, cmd: Cmd, filter: Option<&str>) -> Result<Tally> {
+    let report = workspace.target_dir.join("nextest/default/junit.xml");
+    // An old report must not be taken for this run's.
+    std::fs::remove_file(&report).ok();
+    let cmd = match filter {
+        Some(filter) => cmd.arg(filter),
+        None => cmd,
+    };
+    let outcome = cmd.args(["--no-tests", "pass"]).run();
+    let Ok(xml) = std::fs::read_to_string(&report) else {
+        // Nothing ran: the build failed, or there are no tests.
+        return outcome.map(|()| Tally::default());
+    };
+    let tally = parse(&xml).with_context(|| format!("cannot read {}", report.display()))?;
+    match outcome {
+        Err(error) if tally.failed.is_empty() => Err(error),
+        _ => Ok(tally),
+    }
+}
+
+fn parse(xml: &str) -> Result<Tally> {
+    let document = roxmltree::Document::parse(xml)?;
+    let mut tally = Tally::default();
+    for case in document.descendants().filter(|node| node.has_tag_name("testcase")) {
+        let Some(name) = case.attribute("name") else { bail!("a test case without a name") };
+        let suite = case.attribute("classname").unwrap_or_default();
+        let has = |tag: &str| case.children().any(|node| node.has_tag_name(tag));
+        if has("failure") || has("error") {
+            tally.failed.insert(format!("{suite} {name}"));
+            continue;
+        }
+        let output =
+            case.children().filter(|node| node.has_tag_name("system-out") || node.has_tag_name("system-err"));
+        let skipped: Vec<_> = output.filter_map(|node| node.text()).flat_map(skips).collect();
+        if skipped.is_empty() {
+            tally.passed += 1;
+        }
+        tally.skipped.extend(skipped.into_iter().map(|skip| format!("{suite} {skip}")));
+    }
+    Ok(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_counted() {
+        let xml = r#"<?xml version="1.0" encoding="UTF-8"?>
+            <testsuites name="nextest-run" tests="4" failures="1" errors="0">
+              <testsuite name="tcp-transport::lanes" tests="4" disabled="0" errors="0" failures="1">
+                <testcase name="a" classname="tcp-transport::lanes" time="0.01"><system-out>fine</system-out></testcase>
+                <testcase name="b" classname="tcp-transport::lanes" time="0.01">
+                  <system-err>SKIP: b[efa]: no &lt;card&gt;
+SKIP: b[shm]: no shm</system-err>
+                </testcase>
+                <testcase name="c" classname="tcp-transport::lanes"><failure type="test failure"/></testcase>
+                <testcase name="d" classname="tcp-transport::lanes"><flakyFailure/></testcase>
+              </testsuite>
+            </testsuites>"#;
+        let tally = parse(xml).unwrap();
+        assert_eq!(tally.passed, 2);
+        assert_eq!(tally.failed.into_iter().collect::<Vec<_>>(), ["tcp-transport::lanes c"]);
+        assert_eq!(
+            tally.skipped.into_iter().collect::<Vec<_>>(),
+            ["tcp-transport::lanes b[efa]: no <card>", "tcp-transport::lanes b[shm]: no shm"]
+        );
+        assert!(parse("<testsuites>").is_err());
+    }
+}
