@@ -125,7 +125,10 @@ fn generate(
         // C types that libc has, and what only in-tree providers and collectives use.
         .args(["--blocklist-type", "iovec|fi_mutex_cond|fi_wait_pollfd|.*pthread.*|__atomic.*"])
         // Constants whose C type bindgen cannot see; they are written by hand in `supplement.rs`.
-        .args(["--blocklist-item", "FI_SHARED_CONTEXT|FI_AV_AUTH_KEY|FI_ADDR_UNSPEC|FI_ADDR_NOTAVAIL|FI_KEY_NOTAVAIL"])
+        .args([
+            "--blocklist-item",
+            "FI_SHARED_CONTEXT|FI_AV_AUTH_KEY|FI_ADDR_UNSPEC|FI_ADDR_NOTAVAIL|FI_KEY_NOTAVAIL",
+        ])
         .args(["--clang-macro-fallback", "--clang-macro-fallback-build-dir"])
         .arg(scratch)
         .args(["--raw-line", "use libc::iovec;", "--"])
@@ -138,8 +141,8 @@ fn generate(
 fn all_headers(dir: &Path) -> Result<String> {
     let mut text = String::new();
     let mut entries: Vec<_> = fs::read_dir(dir)?.collect::<std::io::Result<_>>()?;
-    entries.sort_by_key(std::fs::DirEntry::path);
-    for path in entries.iter().map(std::fs::DirEntry::path) {
+    entries.sort_by_key(fs::DirEntry::path);
+    for path in entries.iter().map(fs::DirEntry::path) {
         if path.is_dir() {
             text += &all_headers(&path)?;
         } else if path.extension().is_some_and(|e| e == "h") {
@@ -151,22 +154,22 @@ fn all_headers(dir: &Path) -> Result<String> {
 
 /// The Rust type of each anonymous enum's constants, by a member: the type of the C parameter or field that takes them.
 const ANONYMOUS_ENUMS: [(&str, &str); 16] = [
-    ("FI_EOTHER", "::core::ffi::c_int"),                       // returned by every call
-    ("FI_NAME_MAX", "usize"),                                  // lengths
-    ("FI_FORMAT_UNSPEC", "u32"),                               // fi_info.addr_format
-    ("FI_PROTO_UNSPEC", "u32"),                                // fi_ep_attr.protocol
-    ("FI_TAG_BITS", "u64"),                                    // fi_ep_attr.mem_tag_format
-    ("FI_TC_UNSPEC", "u32"),                                   // fi_tx_attr.tclass
-    ("FI_CLASS_UNSPEC", "usize"),                              // fid.fclass
-    ("FI_GETFIDFLAG", "::core::ffi::c_int"),                   // fi_control's command
-    ("FI_NOTIFY", "u32"),                                      // fi_eq_read's event
-    ("FI_OPT_ENDPOINT", "::core::ffi::c_int"),                 // fi_setopt's level
-    ("FI_OPT_MIN_MULTI_RECV", "::core::ffi::c_int"),           // fi_setopt's option name
-    ("FI_HMEM_P2P_ENABLED", "::core::ffi::c_int"),             // value of FI_OPT_FI_HMEM_P2P
-    ("FI_OPT_EFA_RNR_RETRY", "::core::ffi::c_int"),            // fi_setopt's option name
-    ("FI_EFA_MR_ATTR_RECV_IC_ID", "u16"),                      // fi_efa_mr_attr.ic_id_validity
-    ("FI_WAIT_NONE", "::core::ffi::c_uint"),                   // named in C; here should bindgen call it anonymous
-    ("FI_PARAM_STRING", "::core::ffi::c_uint"),                // the same
+    ("FI_EOTHER", "::core::ffi::c_int"),             // returned by every call
+    ("FI_NAME_MAX", "usize"),                        // lengths
+    ("FI_FORMAT_UNSPEC", "u32"),                     // fi_info.addr_format
+    ("FI_PROTO_UNSPEC", "u32"),                      // fi_ep_attr.protocol
+    ("FI_TAG_BITS", "u64"),                          // fi_ep_attr.mem_tag_format
+    ("FI_TC_UNSPEC", "u32"),                         // fi_tx_attr.tclass
+    ("FI_CLASS_UNSPEC", "usize"),                    // fid.fclass
+    ("FI_GETFIDFLAG", "::core::ffi::c_int"),         // fi_control's command
+    ("FI_NOTIFY", "u32"),                            // fi_eq_read's event
+    ("FI_OPT_ENDPOINT", "::core::ffi::c_int"),       // fi_setopt's level
+    ("FI_OPT_MIN_MULTI_RECV", "::core::ffi::c_int"), // fi_setopt's option name
+    ("FI_HMEM_P2P_ENABLED", "::core::ffi::c_int"),   // value of FI_OPT_FI_HMEM_P2P
+    ("FI_OPT_EFA_RNR_RETRY", "::core::ffi::c_int"),  // fi_setopt's option name
+    ("FI_EFA_MR_ATTR_RECV_IC_ID", "u16"),            // fi_efa_mr_attr.ic_id_validity
+    ("FI_WAIT_NONE", "::core::ffi::c_uint"),         // named in C; here should bindgen call it anonymous
+    ("FI_PARAM_STRING", "::core::ffi::c_uint"),      // the same
 ];
 
 /// Gives constants the type in which C uses them, and removes the numbered names of anonymous enums.
@@ -185,7 +188,9 @@ fn retype(raw: &str, headers: &str) -> Result<String> {
             enums.insert(ty, rust);
         }
     }
-    let mut text = String::from("// Written by `cargo xtask bindgen` from the headers of libfabric 2.1.0. Do not edit.\n\n");
+    let mut text = String::from(
+        "// Written by `cargo xtask bindgen` from the headers of libfabric 2.1.0. Do not edit.\n\n",
+    );
     for line in raw.lines().skip_while(|line| line.starts_with("/*") || line.is_empty()) {
         if line.starts_with("pub type _bindgen_ty_") {
             continue;
@@ -228,11 +233,13 @@ fn macro_types(headers: &str) -> BTreeMap<&str, &'static str> {
         }
         let (Some(name), Some(value)) = (words.next(), words.next()) else { continue };
         let is_errno = name.starts_with("FI_E") && value.starts_with('E');
-        if is_errno || name == "FI_SUCCESS" || name == "FI_ERRNO_OFFSET" || name.starts_with("FI_MR_") {
+        let is_int = name == "FI_SUCCESS" || name == "FI_ERRNO_OFFSET" || name.starts_with("FI_MR_");
+        if is_errno || is_int || name.starts_with("FI_PROV_SPECIFIC_") {
             types.insert(name, "::core::ffi::c_int");
-        } else if name.starts_with("FI_PROV_SPECIFIC_") {
-            types.insert(name, "::core::ffi::c_int");
-        } else if name == "FI_MPI_IGNORE_TAG" || name == "FI_MPI_IGNORE_PAYLOAD" || name.starts_with("FI_ORDER_") {
+        } else if name == "FI_MPI_IGNORE_TAG"
+            || name == "FI_MPI_IGNORE_PAYLOAD"
+            || name.starts_with("FI_ORDER_")
+        {
             types.insert(name, "u64");
         } else if value.starts_with("FI_") {
             aliases.insert((name, value));
