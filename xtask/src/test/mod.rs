@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut tally = Tally::default();
     let filter = args.filter.as_deref();
     if setup::nextest_present() {
-        tally.add(nextest::run(&workspace, select(args, Cmd::cargo("nextest").arg("run")), filter)?);
+        tally.add(nextest::run(select(args, Cmd::cargo("nextest").arg("run")), filter)?);
     } else {
         eprintln!("cargo-nextest is not installed; using cargo test");
         let cmd = select(args, Cmd::cargo("test")).args(["--lib", "--bins", "--tests", "--examples"]);

@@ -1,30 +1,38 @@
-//! Runs the tests with cargo-nextest and reads its JUnit report (`.config/nextest.toml` asks for one that keeps the output
-//! of passing tests).
+//! Runs the tests with cargo-nextest and reads its JUnit report.
+
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
 use super::{Tally, skips};
 use crate::shell::Cmd;
-use crate::workspace::Workspace;
 
-pub(super) fn run(workspace: &Workspace, cmd: Cmd, filter: Option<&str>) -> Result<Tally> {
-    let report = workspace.target_dir.join("nextest/default/junit.xml");
-    // An old report must not be taken for this run's.
-    std::fs::remove_file(&report).ok();
+pub(super) fn run(cmd: Cmd, filter: Option<&str>) -> Result<Tally> {
+    // A folder of our own, so that several runs in one checkout do not read each other's reports.
+    let dir = tempfile::tempdir()?;
+    let (settings, report) = (dir.path().join("nextest.toml"), dir.path().join("junit.xml"));
+    std::fs::write(&settings, with_report(&report))?;
+    let cmd =
+        cmd.args(["--no-tests", "pass", "--tool-config-file"]).arg(format!("weft:{}", settings.display()));
     let cmd = match filter {
         Some(filter) => cmd.arg(filter),
         None => cmd,
     };
-    let outcome = cmd.args(["--no-tests", "pass"]).run();
+    let outcome = cmd.run();
     let Ok(xml) = std::fs::read_to_string(&report) else {
         // Nothing ran: the build failed, or there are no tests.
         return outcome.map(|()| Tally::default());
     };
-    let tally = parse(&xml).with_context(|| format!("cannot read {}", report.display()))?;
+    let tally = parse(&xml).context("cannot read nextest's report")?;
     match outcome {
         Err(error) if tally.failed.is_empty() => Err(error),
         _ => Ok(tally),
     }
+}
+
+/// Settings that ask for a report with the output of passing tests too.
+fn with_report(report: &Path) -> String {
+    format!("[profile.default.junit]\npath = '{}'\nstore-success-output = true\n", report.display())
 }
 
 fn parse(xml: &str) -> Result<Tally> {
