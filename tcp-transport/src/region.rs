@@ -1,0 +1,322 @@
+//! Registered memory: keys, rights, bounds, revocation.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::time::Instant;
+
+use crate::error::{Error, Refusal};
+use crate::memory::Memory;
+use crate::sync::{lock, read, write};
+
+/// What peers may do with a region. The process that registered it may always use it as the local side.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Access(u8);
+
+impl Access {
+    /// Nothing: the region serves as the local side of this process's own requests.
+    pub const LOCAL: Self = Self(0);
+    /// Peers that know the key may read.
+    pub const READ: Self = Self(1);
+    /// Peers that know the key may write.
+    pub const WRITE: Self = Self(2);
+    /// Peers that know the key may read and write.
+    pub const READ_WRITE: Self = Self(3);
+
+    /// Whether every right of `other` is granted.
+    pub const fn allows(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The rights as they stand on the wire: bit 0 read, bit 1 write.
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Rights from the wire; `None` if an unknown bit is set.
+    pub const fn from_bits(bits: u8) -> Option<Self> {
+        if bits <= 3 { Some(Self(bits)) } else { None }
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(["LOCAL", "READ", "WRITE", "READ_WRITE"][usize::from(self.0 & 3)])
+    }
+}
+
+/// What a region is called at the wire: 128 random bits of the system's generator.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RegionKey(pub(crate) [u8; 16]);
+
+impl fmt::Debug for RegionKey {
+    /// Keys are capabilities, so logs get the first two bytes only.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RegionKey({:02x}{:02x}…)", self.0[0], self.0[1])
+    }
+}
+
+/// All that a peer needs to address a region. Whoever has it may use the region, so it should travel over an
+/// authenticated path only, such as [`Peer::call`](crate::Peer::call).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RegionDescriptor {
+    /// The capability.
+    pub key: RegionKey,
+    /// First address, as the owner sees it.
+    pub addr: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// What the key allows.
+    pub access: Access,
+}
+
+impl RegionDescriptor {
+    /// Length of [`to_bytes`](Self::to_bytes).
+    pub const WIRE_LEN: usize = 40;
+
+    /// Key (16 bytes), address (8), length (8), rights (1), seven zeroes; little-endian.
+    pub fn to_bytes(&self) -> [u8; Self::WIRE_LEN] {
+        let mut out = [0; Self::WIRE_LEN];
+        out[..16].copy_from_slice(&self.key.0);
+        out[16..24].copy_from_slice(&self.addr.to_le_bytes());
+        out[24..32].copy_from_slice(&self.len.to_le_bytes());
+        out[32] = self.access.bits();
+        out
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the bytes are not a descriptor: wrong length, unknown rights, a range that is empty or wraps
+    /// around.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        let bad = |why: &str| Error::Request(format!("region descriptor: {why}"));
+        let bytes: &[u8; Self::WIRE_LEN] = bytes.try_into().map_err(|_| bad("it is not 40 bytes long"))?;
+        let word = |at: usize| {
+            let mut w = [0; 8];
+            w.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(w)
+        };
+        let mut key = [0; 16];
+        key.copy_from_slice(&bytes[..16]);
+        let access = Access::from_bits(bytes[32]).ok_or_else(|| bad("unknown rights"))?;
+        if bytes[33..] != [0; 7] {
+            return Err(bad("reserved bytes are not zero"));
+        }
+        let (addr, len) = (word(16), word(24));
+        if len == 0 || addr.checked_add(len).is_none() {
+            return Err(bad("the range is empty or wraps around"));
+        }
+        Ok(Self { key: RegionKey(key), addr, len, access })
+    }
+}
+
+/// Registered memory. Clones are the same region; it ends by [`unregister`](Self::unregister), by
+/// [`revoke`](Self::revoke), or when the last clone is dropped and the last request on it has ended.
+#[derive(Clone)]
+pub struct Region {
+    pub(crate) inner: Arc<RegionInner>,
+    // Last clone dropped: peers lose access. Requests in flight hold `inner` alone.
+    guard: Arc<Registration>,
+}
+
+impl Region {
+    /// First address.
+    pub fn addr(&self) -> u64 {
+        self.inner.addr
+    }
+
+    /// Length in bytes; never zero.
+    #[allow(clippy::len_without_is_empty)] // an empty region cannot be registered
+    pub fn len(&self) -> u64 {
+        self.inner.len
+    }
+
+    /// What a peer needs to address this region.
+    pub fn descriptor(&self) -> RegionDescriptor {
+        let RegionInner { key, addr, len, access, .. } = *self.inner;
+        RegionDescriptor { key, addr, len, access }
+    }
+
+    /// The memory that was registered.
+    pub fn memory(&self) -> &Arc<dyn Memory> {
+        &self.inner.memory
+    }
+
+    /// Takes peers' access away. A barrier: when it returns, no peer's request reads or writes the memory any more, over
+    /// whichever path; running ones are refused with [`Refusal::Revoked`]. Waits for copies of at most a few MiB that are
+    /// being made at this moment. Own requests with this region as the local side go on.
+    pub fn revoke(&self) {
+        self.guard.table.remove(&self.inner);
+    }
+
+    /// Revokes, then waits until own requests with this region as local side have ended too, and hands the memory
+    /// back.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] if own requests are still running at the deadline; the region is revoked all the same, and
+    /// its memory is freed when they have ended.
+    pub fn unregister(self, deadline: Instant) -> Result<Arc<dyn Memory>, Error> {
+        self.revoke();
+        self.inner.wait_local_idle(deadline)?;
+        Ok(Arc::clone(&self.inner.memory))
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+/// Ends a registration when the last [`Region`] is dropped.
+struct Registration {
+    table: Arc<RegionTable>,
+    region: Arc<RegionInner>,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.table.remove(&self.region);
+    }
+}
+
+/// The part of a region that requests in flight hold.
+pub(crate) struct RegionInner {
+    pub(crate) key: RegionKey,
+    pub(crate) addr: u64,
+    pub(crate) len: u64,
+    pub(crate) access: Access,
+    pub(crate) memory: Arc<dyn Memory>,
+    /// Bit 63: revoked. Below: copies being made for peers right now.
+    remote: AtomicU64,
+    /// Own slices that use the region as their local side.
+    local: AtomicU64,
+    idle: (Mutex<()>, Condvar),
+}
+
+impl fmt::Debug for RegionInner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Region({:#x}+{:#x} {:?} {:?})", self.addr, self.len, self.access, self.key)
+    }
+}
+
+const REVOKED: u64 = 1 << 63;
+
+impl RegionInner {
+    /// Checks that `addr..addr + len` lies inside and returns its offset.
+    pub(crate) fn offset(&self, addr: u64, len: u64) -> Option<u64> {
+        let offset = addr.checked_sub(self.addr)?;
+        let end = offset.checked_add(len)?;
+        (end <= self.len).then_some(offset)
+    }
+
+    /// Runs `copy` unless the region has been revoked. [`revoke`](Self::revoke) waits for it, so it must not block.
+    pub(crate) fn enter<T>(&self, copy: impl FnOnce() -> T) -> Result<T, Refusal> {
+        let before = self.remote.fetch_add(1, Ordering::Acquire);
+        if before & REVOKED != 0 {
+            self.leave();
+            return Err(Refusal::Revoked);
+        }
+        let result = copy();
+        self.leave();
+        Ok(result)
+    }
+
+    fn leave(&self) {
+        // The last one out of a revoked region wakes the revoker.
+        if self.remote.fetch_sub(1, Ordering::Release) == REVOKED | 1 {
+            drop(lock(&self.idle.0));
+            self.idle.1.notify_all();
+        }
+    }
+
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.remote.load(Ordering::Acquire) & REVOKED != 0
+    }
+
+    fn revoke(&self) {
+        self.remote.fetch_or(REVOKED, Ordering::AcqRel);
+        let mut guard = lock(&self.idle.0);
+        while self.remote.load(Ordering::Acquire) != REVOKED {
+            guard = self.idle.1.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+    }
+
+    pub(crate) fn local_begin(&self) {
+        self.local.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn local_end(&self) {
+        if self.local.fetch_sub(1, Ordering::Release) == 1 && self.is_revoked() {
+            drop(lock(&self.idle.0));
+            self.idle.1.notify_all();
+        }
+    }
+
+    fn wait_local_idle(&self, deadline: Instant) -> Result<(), Error> {
+        let mut guard = lock(&self.idle.0);
+        while self.local.load(Ordering::Acquire) != 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::Request(format!(
+                    "{} own requests still use the region; wait for their batches first",
+                    self.local.load(Ordering::Relaxed)
+                )));
+            }
+            guard =
+                self.idle.1.wait_timeout(guard, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+}
+
+/// The regions that peers may address, by key.
+#[derive(Default)]
+pub(crate) struct RegionTable {
+    by_key: RwLock<HashMap<RegionKey, Arc<RegionInner>>>,
+}
+
+impl RegionTable {
+    pub(crate) fn register(
+        self: &Arc<Self>,
+        memory: Arc<dyn Memory>,
+        access: Access,
+    ) -> Result<Region, Error> {
+        let mut key = [0; 16];
+        crate::sync::random(&mut key)?;
+        let (addr, len) = (memory.address(), memory.len() as u64);
+        if len == 0 || addr.checked_add(len).is_none() {
+            return Err(Error::Request(format!("memory {addr:#x}+{len:#x} cannot be registered")));
+        }
+        let inner = Arc::new(RegionInner {
+            key: RegionKey(key),
+            addr,
+            len,
+            access,
+            memory,
+            remote: AtomicU64::new(0),
+            local: AtomicU64::new(0),
+            idle: (Mutex::new(()), Condvar::new()),
+        });
+        write(&self.by_key).insert(inner.key, Arc::clone(&inner));
+        let guard = Arc::new(Registration { table: Arc::clone(self), region: Arc::clone(&inner) });
+        Ok(Region { inner, guard })
+    }
+
+    /// The region of a key, if it grants the right.
+    pub(crate) fn find(&self, key: RegionKey, wanted: Access) -> Result<Arc<RegionInner>, Refusal> {
+        let table = read(&self.by_key);
+        let region = table.get(&key).ok_or(Refusal::UnknownKey)?;
+        if !region.access.allows(wanted) {
+            return Err(Refusal::AccessDenied);
+        }
+        Ok(Arc::clone(region))
+    }
+
+    fn remove(&self, region: &Arc<RegionInner>) {
+        write(&self.by_key).remove(&region.key);
+        region.revoke();
+    }
+}
