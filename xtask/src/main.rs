@@ -5,13 +5,17 @@
 //! | [`setup`] | what this machine lacks for the rest, and how to install it |
 //! | [`demo`] | the main job: two processes, verified KV-cache traffic over every transport |
 //! | [`test`] | everything that can run here, counted |
+//! | [`bench`] | ours against bare loops, as tables and JSON rows |
+//! | [`fuzz`] | the parsers' fuzz targets |
 //! | [`bindgen`] | fabric-sys' checked-in bindings |
 //!
-//! [`shell`] runs programs and says so; [`workspace`] knows where things are; [`registry`] fetches pinned files. A new command is one module with an
-//! `Args` struct and a `run` function, and one line in [`Command`].
+//! [`shell`] runs programs and says so; [`workspace`] knows where things are; [`registry`] fetches pinned files. A
+//! new command is one module with an `Args` struct and a `run` function, and one line in [`Command`].
 
+mod bench;
 mod bindgen;
 mod demo;
+mod fuzz;
 mod registry;
 mod setup;
 mod shell;
@@ -36,6 +40,10 @@ enum Command {
     Demo(demo::Args),
     /// Runs everything that can run here; the closing line counts passed, failed and skipped
     Test(test::Args),
+    /// Runs a benchmark suite (or `all`) against its baselines
+    Bench(bench::Args),
+    /// Looks for inputs that break a parser
+    Fuzz(fuzz::Args),
     /// Regenerates fabric-sys' checked-in bindings
     Bindgen(bindgen::Args),
 }
@@ -45,6 +53,8 @@ fn main() -> std::process::ExitCode {
         Command::Setup(args) => setup::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Bindgen(args) => bindgen::run(&args),
     };
     match outcome {

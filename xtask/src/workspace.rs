@@ -39,6 +39,8 @@ pub(crate) struct Package {
     pub(crate) dependencies: Vec<Dependency>,
     /// Names of its benchmark targets.
     pub(crate) benches: Vec<String>,
+    /// Names of its programs.
+    pub(crate) bins: Vec<String>,
     /// Has it a library target?
     pub(crate) has_lib: bool,
 }
@@ -81,6 +83,9 @@ impl Package {
         let manifest = PathBuf::from(text(&json["manifest_path"]));
         let features = json["features"].as_object().into_iter().flatten();
         let has_kind = |target: &Value, kind: &str| list(&target["kind"]).any(|k| text(k) == kind);
+        let targets = |kind| -> Vec<String> {
+            list(&json["targets"]).filter(|t| has_kind(t, kind)).map(|t| text(&t["name"])).collect()
+        };
         Self {
             name: text(&json["name"]),
             dir: manifest.parent().unwrap_or(&manifest).to_path_buf(),
@@ -94,10 +99,8 @@ impl Package {
             dependencies: list(&json["dependencies"])
                 .map(|d| Dependency { name: text(&d["name"]), dev: d["kind"] == "dev" })
                 .collect(),
-            benches: list(&json["targets"])
-                .filter(|t| has_kind(t, "bench"))
-                .map(|t| text(&t["name"]))
-                .collect(),
+            benches: targets("bench"),
+            bins: targets("bin"),
             has_lib: list(&json["targets"])
                 .any(|t| ["lib", "rlib", "cdylib", "staticlib"].iter().any(|kind| has_kind(t, kind))),
         }

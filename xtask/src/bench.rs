@@ -1,0 +1,94 @@
+//! `cargo xtask bench SUITE`: runs a benchmark program and collects its rows.
+//!
+//! A suite is a bench target: `CRATE/benches/SUITE.rs` with `harness = false`, built on `benchkit`. Nothing has to be
+//! declared here.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::setup;
+use crate::shell::Cmd;
+use crate::workspace::{Workspace, root};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A suite, or `all`; without one, lists them
+    suite: Option<String>,
+
+    /// Write the rows of all suites as one JSON array
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Fewer and shorter rounds: shows that everything runs, not how fast it is
+    #[arg(long)]
+    quick: bool,
+
+    /// Only cases whose name contains this text, e.g. `size=65536`
+    filter: Option<String>,
+}
+
+/// A benchmark program.
+struct Suite {
+    name: String,
+    package: String,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let suites = suites(&Workspace::load()?);
+    let names = suites.iter().map(|suite| suite.name.as_str()).collect::<Vec<_>>().join(", ");
+    let Some(wanted) = &args.suite else {
+        println!("suites: {names}, all");
+        return Ok(());
+    };
+    let chosen: Vec<&Suite> =
+        suites.iter().filter(|suite| wanted == "all" || suite.name == *wanted).collect();
+    ensure!(!chosen.is_empty(), "no suite `{wanted}`; there are {names}, all");
+
+    setup::provide(&[&setup::LIBFABRIC, &setup::VALGRIND]);
+    let scratch = tempfile::tempdir()?;
+    let mut rows = Vec::new();
+    let mut failed = Vec::new();
+    for suite in &chosen {
+        let json = scratch.path().join(format!("{}.json", suite.name));
+        let mut cmd =
+            Cmd::cargo("bench").args(["--package", &suite.package, "--bench", &suite.name, "--"]).dir(root());
+        cmd = cmd.arg("--json").arg(&json);
+        if args.quick {
+            cmd = cmd.arg("--quick");
+        }
+        if let Some(filter) = &args.filter {
+            cmd = cmd.arg(filter);
+        }
+        match cmd.run().and_then(|()| read_rows(&json)) {
+            Ok(measured) => rows.extend(measured),
+            Err(error) => {
+                eprintln!("error: suite {}: {error:#}", suite.name);
+                failed.push(suite.name.as_str());
+            }
+        }
+    }
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&rows)? + "\n";
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("{} rows in {}", rows.len(), path.display());
+    }
+    if !failed.is_empty() {
+        bail!("{} of {} suites failed: {}", failed.len(), chosen.len(), failed.join(", "));
+    }
+    Ok(())
+}
+
+fn suites(workspace: &Workspace) -> Vec<Suite> {
+    let of = |package: &crate::workspace::Package| {
+        let name = package.name.clone();
+        package.benches.clone().into_iter().map(move |bench| Suite { name: bench, package: name.clone() })
+    };
+    workspace.packages.values().flat_map(of).collect()
+}
+
+fn read_rows(path: &std::path::Path) -> Result<Vec<Value>> {
+    let text = std::fs::read_to_string(path).context("the benchmark wrote no rows")?;
+    serde_json::from_str(&text).context("the benchmark's rows are no JSON array")
+}
