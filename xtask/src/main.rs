@@ -5,8 +5,10 @@
 //! | [`setup`] | what this machine lacks for the rest, and how to install it |
 //! | [`demo`] | the main job: two processes, verified KV-cache traffic over every transport |
 //! | [`test`] | everything that can run here, counted |
+//! | [`lint`] | what must hold of the sources without running them |
 //! | [`bench`] | ours against bare loops, as tables and JSON rows |
 //! | [`fuzz`] | the parsers' fuzz targets |
+//! | [`libfabric`] | a libfabric 2.x with its efa provider under `target/` |
 //! | [`bindgen`] | fabric-sys' checked-in bindings |
 //!
 //! [`shell`] runs programs and says so; [`workspace`] knows where things are; [`registry`] fetches pinned files. A
@@ -16,6 +18,8 @@ mod bench;
 mod bindgen;
 mod demo;
 mod fuzz;
+mod libfabric;
+mod lint;
 mod registry;
 mod setup;
 mod shell;
@@ -40,10 +44,14 @@ enum Command {
     Demo(demo::Args),
     /// Runs everything that can run here; the closing line counts passed, failed and skipped
     Test(test::Args),
+    /// Checks formatting, lints, docs, licences, layers, features, the oldest toolchain and the packages
+    Lint(lint::Args),
     /// Runs a benchmark suite (or `all`) against its baselines
     Bench(bench::Args),
     /// Looks for inputs that break a parser
     Fuzz(fuzz::Args),
+    /// Puts a libfabric 2.x with its efa provider under target/; prints its prefix as the last line
+    Libfabric(libfabric::Args),
     /// Regenerates fabric-sys' checked-in bindings
     Bindgen(bindgen::Args),
 }
@@ -53,8 +61,10 @@ fn main() -> std::process::ExitCode {
         Command::Setup(args) => setup::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Lint(args) => lint::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Libfabric(args) => libfabric::run(&args),
         Command::Bindgen(args) => bindgen::run(&args),
     };
     match outcome {

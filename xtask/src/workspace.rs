@@ -27,8 +27,6 @@ pub(crate) struct Workspace {
 pub(crate) struct Package {
     /// Its name.
     pub(crate) name: String,
-    /// Its folder.
-    pub(crate) dir: PathBuf,
     /// Its version.
     pub(crate) version: String,
     /// Published to a registry, or only of use inside this repository?
@@ -79,8 +77,13 @@ impl Workspace {
 }
 
 impl Package {
+    /// A package of which nothing but the name matters.
+    #[cfg(test)]
+    pub(crate) fn named(name: &str) -> Self {
+        Self::parse(&serde_json::json!({ "name": name }))
+    }
+
     fn parse(json: &Value) -> Self {
-        let manifest = PathBuf::from(text(&json["manifest_path"]));
         let features = json["features"].as_object().into_iter().flatten();
         let has_kind = |target: &Value, kind: &str| list(&target["kind"]).any(|k| text(k) == kind);
         let targets = |kind| -> Vec<String> {
@@ -88,7 +91,6 @@ impl Package {
         };
         Self {
             name: text(&json["name"]),
-            dir: manifest.parent().unwrap_or(&manifest).to_path_buf(),
             version: text(&json["version"]),
             // `publish = false` is an empty list of registries; no restriction is null.
             publishable: json["publish"].as_array().is_none_or(|registries| !registries.is_empty()),

@@ -11,9 +11,9 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 
-use crate::setup;
 use crate::shell::Cmd;
-use crate::workspace::{Workspace, root};
+use crate::workspace::{Package, Workspace, root};
+use crate::{libfabric, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -53,30 +53,71 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         workspace.package(package)?;
     }
 
-    let mut tally = Tally::default();
-    let filter = args.filter.as_deref();
-    if setup::nextest_present() {
-        tally.add(nextest::run(select(args, Cmd::cargo("nextest").arg("run")), filter)?);
-    } else {
-        eprintln!("cargo-nextest is not installed; using cargo test");
-        let cmd = select(args, Cmd::cargo("test")).args(["--lib", "--bins", "--tests", "--examples"]);
-        tally.add(libtest::run(cmd, filter)?);
-    }
+    let mut tally = tests(args, &[], |cmd| cmd)?;
     if doc_tests_selected(args, &workspace) {
-        tally.add(libtest::run(select(args, Cmd::cargo("test")).arg("--doc"), filter)?);
+        let cmd = settings(args, select(Cmd::cargo("test").arg("--doc"), &args.package));
+        tally.add(libtest::run(cmd, args.filter.as_deref())?);
+    }
+    if !args.quick {
+        tally.add(on_newer_libfabric(args, &workspace)?);
     }
     report(&tally)
 }
 
-/// The packages, settings and folder that all runners share.
-fn select(args: &Args, cmd: Cmd) -> Cmd {
-    let cmd = cmd.dir(root()).arg("--no-fail-fast");
-    let cmd = if args.quick { cmd.env("WEFT_TEST_QUICK", "1") } else { cmd };
-    if args.package.is_empty() {
-        cmd.arg("--workspace")
-    } else {
-        args.package.iter().fold(cmd, |cmd, package| cmd.args(["--package", package]))
+/// All but the doc tests; only those of the packages `only`, if there are any. `with` adds to the command.
+fn tests(args: &Args, only: &[String], with: impl FnOnce(Cmd) -> Cmd) -> Result<Tally> {
+    let filter = args.filter.as_deref();
+    if setup::nextest_present() {
+        // The packages are chosen when running, not when building: another selection would be another set of features.
+        let cmd = settings(args, select(Cmd::cargo("nextest").arg("run"), &args.package));
+        return nextest::run(with(cmd), only, filter);
     }
+    eprintln!("cargo-nextest is not installed; using cargo test");
+    let packages = if only.is_empty() { &args.package } else { only };
+    let cmd = settings(args, select(Cmd::cargo("test"), packages)).args(["--lib", "--bins", "--tests"]);
+    libtest::run(with(cmd), filter)
+}
+
+/// The libfabric layers once more, on the libfabric 2.x of `cargo xtask libfabric`: the system's is another major version.
+fn on_newer_libfabric(args: &Args, workspace: &Workspace) -> Result<Tally> {
+    let uses_libfabric = |package: &&Package| {
+        let direct = |name: &str| package.dependencies.iter().any(|d| !d.dev && d.name == name);
+        package.name == "fabric-sys" || direct("fabric-sys") || direct("fabric-safe")
+    };
+    let chosen = |package: &&Package| args.package.is_empty() || args.package.contains(&package.name);
+    let names: Vec<String> =
+        workspace.packages.values().filter(uses_libfabric).filter(chosen).map(|p| p.name.clone()).collect();
+    if names.is_empty() {
+        return Ok(Tally::default());
+    }
+    let prefix = match libfabric::install() {
+        Ok(prefix) => prefix,
+        Err(error) => {
+            let skip = format!("the libfabric layers on libfabric 2.x: {error:#}");
+            return Ok(Tally { skipped: BTreeSet::from([skip]), ..Tally::default() });
+        }
+    };
+    eprintln!("once more on the libfabric in {}: {}", prefix.path().display(), names.join(", "));
+    let again = tests(args, &names, |cmd| {
+        prefix.env().into_iter().fold(cmd, |cmd, (name, value)| cmd.env(name, value))
+    })?;
+    let label =
+        |tests: BTreeSet<String>| tests.into_iter().map(|test| format!("[libfabric 2.x] {test}")).collect();
+    Ok(Tally { passed: again.passed, failed: label(again.failed), skipped: label(again.skipped) })
+}
+
+/// The packages to test; all for none.
+fn select(cmd: Cmd, packages: &[String]) -> Cmd {
+    if packages.is_empty() {
+        return cmd.arg("--workspace");
+    }
+    packages.iter().fold(cmd, |cmd, package| cmd.args(["--package", package]))
+}
+
+/// The folder and the settings that all runs share.
+fn settings(args: &Args, cmd: Cmd) -> Cmd {
+    let cmd = cmd.dir(root()).arg("--no-fail-fast");
+    if args.quick { cmd.env("WEFT_TEST_QUICK", "1") } else { cmd }
 }
 
 /// `cargo test --doc` refuses a selection without any library.

@@ -7,15 +7,16 @@ use anyhow::{Context, Result, bail};
 use super::{Tally, skips};
 use crate::shell::Cmd;
 
-pub(super) fn run(cmd: Cmd, filter: Option<&str>) -> Result<Tally> {
+/// Runs what `cmd` builds; of that only the packages `only` (all for none) and the names that contain `filter`.
+pub(super) fn run(cmd: Cmd, only: &[String], filter: Option<&str>) -> Result<Tally> {
     // A folder of our own, so that several runs in one checkout do not read each other's reports.
     let dir = tempfile::tempdir()?;
     let (settings, report) = (dir.path().join("nextest.toml"), dir.path().join("junit.xml"));
     std::fs::write(&settings, with_report(&report))?;
     let cmd =
         cmd.args(["--no-tests", "pass", "--tool-config-file"]).arg(format!("weft:{}", settings.display()));
-    let cmd = match filter {
-        Some(filter) => cmd.arg(filter),
+    let cmd = match filterset(only, filter) {
+        Some(filterset) => cmd.args(["-E", &filterset]),
         None => cmd,
     };
     let outcome = cmd.run();
@@ -33,6 +34,15 @@ pub(super) fn run(cmd: Cmd, filter: Option<&str>) -> Result<Tally> {
 /// Settings that ask for a report with the output of passing tests too.
 fn with_report(report: &Path) -> String {
     format!("[profile.default.junit]\npath = '{}'\nstore-success-output = true\n", report.display())
+}
+
+/// In nextest's language: these packages, and names that contain this text.
+fn filterset(only: &[String], filter: Option<&str>) -> Option<String> {
+    let packages: Vec<String> = only.iter().map(|name| format!("package(={name})")).collect();
+    let packages = (!only.is_empty()).then(|| format!("({})", packages.join(" | ")));
+    let names = filter.map(|text| format!("test(~{text})"));
+    let both: Vec<String> = packages.into_iter().chain(names).collect();
+    (!both.is_empty()).then(|| both.join(" & "))
 }
 
 fn parse(xml: &str) -> Result<Tally> {
@@ -60,6 +70,15 @@ fn parse(xml: &str) -> Result<Tally> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packages_and_names_are_both_asked_for() {
+        let only = ["fabric-sys".to_owned(), "engine".to_owned()];
+        assert_eq!(filterset(&[], None), None);
+        assert_eq!(filterset(&[], Some("lane")).as_deref(), Some("test(~lane)"));
+        let both = "(package(=fabric-sys) | package(=engine)) & test(~lane)";
+        assert_eq!(filterset(&only, Some("lane")).as_deref(), Some(both));
+    }
 
     #[test]
     fn a_report_is_counted() {
