@@ -1,1 +1,20 @@
-//! What to register where: PTE budgets, chunk-to-NIC assignment, MR cache, topology, CUDA pointers
+//! What to register where: PTE budgets, chunk-to-NIC assignment, MR cache, topology, CUDA pointers.
+
+pub mod buffer;
+pub mod cost;
+mod error;
+pub mod ledger;
+pub mod nic;
+pub mod plan;
+pub mod planner;
+pub mod policy;
+mod units;
+
+pub use buffer::{Buffer, Location, PageRun, PageSize, Pages, ParseLocationError};
+pub use cost::CostModel;
+pub use error::Error;
+pub use ledger::{Ledger, Reservation};
+pub use nic::{DEFAULT_PTE_BUDGET, Distance, MAX_NICS, Nic, NicSet};
+pub use plan::{Chunk, NicUse, Plan, Score};
+pub use planner::plan;
+pub use policy::{Policy, Wanted};
