@@ -69,7 +69,7 @@ pub unsafe fn fi_mr_desc(mr: *mut fid_mr) -> *mut c_void {
     unsafe { (*mr).mem_desc }
 }
 
-/// The key that peers need; [`FI_KEY_NOTAVAIL`](crate::FI_KEY_NOTAVAIL) where it is longer (see [`fi_mr_raw_attr`]).
+/// The key that peers need; [`FI_KEY_NOTAVAIL`](crate::FI_KEY_NOTAVAIL) where it is longer (see [`fi_mr_raw_attr()`]).
 ///
 /// # Safety
 /// `mr` is an open region.
@@ -115,7 +115,7 @@ pub unsafe fn fi_mr_map_raw(
     unsafe { fi_control(domain.cast(), FI_MAP_RAW_MR, from_mut(&mut map).cast()) }
 }
 
-/// Gives back a key that [`fi_mr_map_raw`] made.
+/// Gives back a key that [`fi_mr_map_raw()`] made.
 ///
 /// # Safety
 /// [The contract of all calls](super).
