@@ -23,8 +23,8 @@ use std::sync::Arc;
 
 /// The part of a card's budget that one of `processes` equal processes may use.
 #[must_use]
-pub const fn share_of(budget: u64, processes: u64) -> u64 {
-    if processes == 0 { budget } else { budget / processes }
+pub fn share_of(budget: u64, processes: u64) -> u64 {
+    budget / processes.max(1)
 }
 
 /// The accounts of a set of NICs. Cheap to clone, used from any thread, never blocks.

@@ -1,5 +1,7 @@
 //! What holds for every plan and every ledger, whatever the input.
 
+mod brute;
+
 use efa_mr::{Buffer, Distance, Error, Ledger, Location, Nic, PageRun, PageSize, Pages, Plan, Policy, plan};
 use proptest::prelude::*;
 
@@ -93,10 +95,9 @@ fn check(buffers: &[Buffer], nics: &[Nic], policy: &Policy, plan: &Plan) -> Resu
         prop_assert_eq!(next, buffer.addr.wrapping_add(buffer.len_bytes), "not covered to its end");
         // Seams on page boundaries, pages counted exactly, one page size in each chunk.
         for chunk in chunks {
-            let run = buffer
-                .runs()
-                .find(|run| chunk.addr >= run.addr && chunk.addr - run.addr < run.len_bytes)
-                .unwrap();
+            let run =
+                buffer.runs().find(|run| chunk.addr >= run.addr && chunk.addr - run.addr < run.len_bytes);
+            let Some(run) = run else { return Err(TestCaseError::fail("a chunk outside its buffer")) };
             prop_assert_eq!(chunk.page, run.page);
             prop_assert!(chunk.addr - run.addr + chunk.len_bytes <= run.len_bytes);
             prop_assert!(
@@ -177,6 +178,19 @@ proptest! {
             let after = plan(&buffers, &richer, &policy);
             prop_assert!(after.is_ok(), "{after:?}");
             prop_assert!(after.unwrap().score.spread >= before.score.spread);
+        }
+    }
+
+    #[test]
+    fn small_plans_equal_brute_force(case in brute::cases(3, 4, 4)) {
+        let brute::Case { buffers, nics, policy } = &case;
+        let best = brute::best(buffers, nics, policy);
+        match plan(buffers, nics, policy) {
+            Ok(found) => {
+                check(buffers, nics, policy, &found)?;
+                prop_assert_eq!(Some((found.score.spread, found.score.far)), best.map(|best| (best.spread, best.far)));
+            }
+            Err(_) => prop_assert_eq!(None, best),
         }
     }
 

@@ -25,8 +25,8 @@ impl Shares {
 pub(super) fn assign(strips: &[Strip], nics: &[Nic]) -> Result<Shares, Error> {
     let mut flow = Flow::new(strips, nics);
     // Coverage. Every copy that must be is placed before any copy that may be.
-    for strip in 0..strips.len() {
-        let must = strips[strip].least.saturating_mul(strips[strip].pages);
+    for (strip, s) in strips.iter().enumerate() {
+        let must = s.least.saturating_mul(s.pages);
         while flow.copies[strip] < must {
             if !flow.augment(&[strip], |_| must) {
                 return Err(flow.shortage(strip));
