@@ -10,7 +10,7 @@
 //!   One binary serves machines with 1.17 (Debian 12, Ubuntu 24.04), with 2.x, and with none.
 //! - **One libfabric per process.** A copy that is there already (of NCCL's plugin, of an MPI) is used, because two copies
 //!   in one process break each other. It is never closed. The environment is read ([`LIBRARY_VARIABLE`]), never written:
-//!   settings of providers go through [`fi_setopt`](calls::fi_setopt) and hints.
+//!   settings of providers go through [`fi_setopt`] and hints.
 //!
 //! # What is where
 //!
@@ -61,8 +61,10 @@
 //!
 //! libfabric appends to its structs and never changes what is there. So:
 //!
-//! - structs that the **library** allocates may be longer or shorter than ours: only read what the version has; [`fi_info`]
-//!   is always made by [`Library::fi_allocinfo`], which gives the library's own layout;
+//! - structs that the **library** allocates may be longer or shorter than ours. [`fi_info`] is always made by
+//!   [`Library::fi_allocinfo`], which gives the library's own layout. Of what 1.17 allocates, ours have more at the end in one
+//!   place: `max_ep_auth_key` and `max_group_id` of [`fi_domain_attr`], which only exist from [`Library::version`] 1.20
+//!   and 2.0 on;
 //! - structs that **we** allocate have the layout of 2.1, zero where nothing is said, and the library reads as much of
 //!   them as the API version has that the program asked `fi_getinfo` for: ask for [`Library::api_version`], one of a few
 //!   constants ([`API_VERSIONS`]), never for what the library happens to be;

@@ -27,7 +27,7 @@ macro_rules! exports {
         #[derive(Clone, Copy)]
         pub(crate) struct $entries {
             $( pub(crate) $name: unsafe extern "C" fn($($ty),*) $(-> $ret)?, )*
-            /// Since 1.22; `None` before.
+            /// Since 2.0; `None` before.
             pub(crate) fi_fabric2: Option<unsafe extern "C" fn(*mut fi_info, *mut *mut fid_fabric, u64, *mut c_void) -> c_int>,
         }
 
@@ -125,8 +125,11 @@ impl Library {
     #[must_use]
     pub fn package_version(&self) -> String {
         let mut text = [0; 256];
-        // SAFETY: the buffer is as long as said; no data is read for this type.
-        unsafe { self.fi_tostr_r(text.as_mut_ptr(), text.len(), ptr::null(), FI_TYPE_VERSION) };
+        let version = self.version.raw();
+        // SAFETY: the buffer is as long as said. For this type the data is not read, but must not be null.
+        unsafe {
+            self.fi_tostr_r(text.as_mut_ptr(), text.len(), ptr::from_ref(&version).cast(), FI_TYPE_VERSION)
+        };
         let bytes: Vec<u8> = text.iter().map(|c| c.cast_unsigned()).take_while(|c| *c != 0).collect();
         let text = String::from_utf8_lossy(&bytes);
         let word = text
@@ -163,7 +166,7 @@ impl Library {
         unsafe { self.fi_dupinfo(ptr::null()) }
     }
 
-    /// Opens a fabric with flags (1.22 and later; earlier libraries know only `flags` 0).
+    /// Opens a fabric with flags (2.0 and later; earlier libraries know only `flags` 0).
     ///
     /// # Safety
     /// [The contract of all calls](crate::calls).

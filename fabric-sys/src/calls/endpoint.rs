@@ -84,7 +84,7 @@ pub unsafe fn fi_ep_alias(ep: *mut fid_ep, alias_ep: *mut *mut fid_ep, flags: u6
     ret
 }
 
-/// As [`fi_endpoint`], with flags (1.15 and later; earlier libraries know only `flags` 0).
+/// As [`fi_endpoint`], with flags (not in every library; 0 always works).
 ///
 /// # Safety
 /// [The contract of all calls](super).

@@ -27,7 +27,7 @@ calls! {
     }
 }
 
-/// As [`fi_domain`], with flags (1.15 and later; earlier libraries know only `flags` 0).
+/// As [`fi_domain`], with flags (not in every library; 0 always works).
 ///
 /// # Safety
 /// [The contract of all calls](super).

@@ -26,7 +26,7 @@ calls! {
         fid.ops.ops_open(fid, name, flags, ops, context)
     }
 
-    /// Replaces a set of operations by name (1.10 and later).
+    /// Replaces a set of operations by name.
     pub fn fi_set_ops(
         fid: *mut fid,
         name: *const c_char,
