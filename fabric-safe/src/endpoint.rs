@@ -1,0 +1,611 @@
+//! Endpoints: opened, bound, enabled, used, closed.
+
+use core::ffi::c_int;
+use core::fmt;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+use fabric_sys as sys;
+
+use crate::address::{AddressVector, RawAddress, read_address};
+use crate::completion_queue::CompletionQueue;
+use crate::counter::{Counter, CounterEvents};
+use crate::domain::{Domain, lock};
+use crate::error::PostError;
+use crate::event_queue::EventQueue;
+use crate::flags::Capabilities;
+use crate::info::EndpointKind;
+use crate::object::close;
+use crate::operations::{OperationId, Table};
+use crate::option::{EndpointOption, OptionValue};
+use crate::{Error, Info, Usage};
+
+/// Which operations complete into a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Sends, reads, writes and atomic operations.
+    Transmit,
+    /// Receives, and what peers write with an immediate value.
+    Receive,
+    /// All of them.
+    Both,
+}
+
+/// An endpoint: the thing that operations are posted to.
+///
+/// It begins as `Endpoint<Opened>`, to which queues and an address vector are bound, and becomes an `Endpoint<Enabled>`, to
+/// which operations can be posted. The type keeps the two apart:
+///
+/// ```compile_fail
+/// # fn show(endpoint: fabric_safe::Endpoint<fabric_safe::Opened>, to: fabric_safe::Address,
+/// #     region: fabric_safe::Region, remote: fabric_safe::Remote) {
+/// endpoint.write(&to, region.as_slice(), remote, 7); // not enabled: there is no `write`
+/// # }
+/// ```
+///
+/// Put it into an `Arc` to use it from several threads. They take turns posting; transmitting and receiving do not wait for
+/// each other.
+///
+/// Dropping an endpoint closes it, see [`close`](Endpoint::close).
+pub struct Endpoint<State = Enabled> {
+    pub(crate) state: State,
+}
+
+/// An endpoint that is being set up.
+pub struct Opened {
+    raw: RawEndpoint,
+    info: Info,
+    vector: Option<AddressVector>,
+    transmit: Option<CompletionQueue>,
+    receive: Option<CompletionQueue>,
+    counters: Vec<Counter>,
+    events: Option<EventQueue>,
+    // Last: outlives the endpoint.
+    domain: Domain,
+}
+
+/// An endpoint that operations can be posted to.
+pub struct Enabled {
+    pub(crate) raw: NonNull<sys::fid_ep>,
+    pub(crate) limits: Limits,
+    pub(crate) transmit: Side,
+    pub(crate) receive: Side,
+    pub(crate) vector: AddressVector,
+    counters: Vec<Counter>,
+    events: Option<EventQueue>,
+    info: Info,
+    // Last: outlives the endpoint.
+    pub(crate) domain: Domain,
+}
+
+/// What every post checks against, read once.
+pub(crate) struct Limits {
+    pub(crate) inject_bytes: usize,
+    pub(crate) message_bytes: usize,
+    pub(crate) transmit_segments: usize,
+    pub(crate) receive_segments: usize,
+    pub(crate) immediate_bytes: usize,
+    pub(crate) delivery_complete: bool,
+    pub(crate) directed_receive: bool,
+}
+
+/// One direction of an endpoint.
+pub(crate) struct Side {
+    gate: Gate,
+    pub(crate) table: Arc<Table>,
+    queue: CompletionQueue,
+}
+
+/// The lock of the posters, which knows when a thread would wait for itself.
+struct Gate {
+    /// Whether posts are still possible.
+    open: Mutex<bool>,
+    /// The thread that has handed the lock to its caller, 0 for none.
+    owner: AtomicUsize,
+}
+
+// SAFETY: the endpoint belongs to a thread-safe domain; posting is serialised by the gates besides.
+unsafe impl Send for Enabled {}
+// SAFETY: as above.
+unsafe impl Sync for Enabled {}
+// SAFETY: as above; nothing is shared before it is enabled.
+unsafe impl Send for Opened {}
+// SAFETY: as above.
+unsafe impl Sync for Opened {}
+
+/// Closes an endpoint that was never enabled.
+struct RawEndpoint(NonNull<sys::fid_ep>);
+
+impl Drop for RawEndpoint {
+    fn drop(&mut self) {
+        // SAFETY: open, not enabled, and nobody else has it.
+        let _ = unsafe { close(self.0.as_ptr().cast()) };
+    }
+}
+
+impl Endpoint<Opened> {
+    /// Opens an endpoint. `info` is usually that of the domain.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] for connected endpoints; [`Error::Call`] with what the provider said.
+    pub fn open(domain: &Domain, info: &Info) -> Result<Endpoint<Opened>, Error> {
+        if info.endpoint_kind() == Some(EndpointKind::Connected) {
+            return Err(Error::Unsupported {
+                what: "opening a connected endpoint with this crate",
+                provider: info.provider_name().to_owned(),
+            });
+        }
+        let mut raw = ptr::null_mut();
+        let status = info.with_copy(|copy| {
+            // SAFETY: domain and copy are valid for the call. Writes ask for delivery completion one by one; sends should not
+            // have it as a default.
+            unsafe {
+                (*(*copy).tx_attr).op_flags &= !sys::FI_DELIVERY_COMPLETE;
+                sys::fi_endpoint(domain.raw(), copy, &mut raw, ptr::null_mut())
+            }
+        })?;
+        match NonNull::new(raw) {
+            Some(raw) if status == 0 => Ok(Endpoint {
+                state: Opened {
+                    raw: RawEndpoint(raw),
+                    info: info.clone(),
+                    vector: None,
+                    transmit: None,
+                    receive: None,
+                    counters: Vec::new(),
+                    events: None,
+                    domain: domain.clone(),
+                },
+            }),
+            None if status == 0 => {
+                Err(Error::Misbehaviour { call: "fi_endpoint", what: "success without an object".into() })
+            }
+            _ => Err(Error::call("fi_endpoint", info.place(), status)),
+        }
+    }
+
+    /// Says where the peers' addresses are kept. Must be called once.
+    ///
+    /// # Errors
+    ///
+    /// [`Usage`] if it is of another domain or there is one already; [`Error::Call`] with what the provider said. The
+    /// endpoint is closed then, as with all errors of this kind.
+    pub fn bind_address_vector(mut self, vector: &AddressVector) -> Result<Self, Error> {
+        self.same_domain("address vector", vector.domain())?;
+        if self.state.vector.is_some() {
+            return Err(Usage::Binding("the endpoint has an address vector already").into());
+        }
+        self.bind("fi_ep_bind(av)", vector.raw().cast(), 0)?;
+        self.state.vector = Some(vector.clone());
+        Ok(self)
+    }
+
+    /// Says where operations complete. Must be called for both directions, once or twice.
+    ///
+    /// # Errors
+    ///
+    /// [`Usage`] if the queue is of another domain, or there is one for this direction; [`Error::Call`] with what the
+    /// provider said.
+    pub fn bind_completion_queue(
+        mut self,
+        queue: &CompletionQueue,
+        direction: Direction,
+    ) -> Result<Self, Error> {
+        self.same_domain("completion queue", &queue.0.domain)?;
+        let (transmit, receive) = match direction {
+            Direction::Transmit => (true, false),
+            Direction::Receive => (false, true),
+            Direction::Both => (true, true),
+        };
+        if transmit && self.state.transmit.is_some() || receive && self.state.receive.is_some() {
+            return Err(
+                Usage::Binding("the endpoint has a completion queue for this direction already").into()
+            );
+        }
+        let flags = if transmit { sys::FI_TRANSMIT } else { 0 } | if receive { sys::FI_RECV } else { 0 };
+        self.bind("fi_ep_bind(cq)", queue.raw().cast(), flags)?;
+        if transmit {
+            self.state.transmit = Some(queue.clone());
+        }
+        if receive {
+            self.state.receive = Some(queue.clone());
+        }
+        Ok(self)
+    }
+
+    /// Lets a counter count `events` of the endpoint.
+    ///
+    /// # Errors
+    ///
+    /// [`Usage`] if it is of another domain; [`Error::Call`] with what the provider said.
+    pub fn bind_counter(mut self, counter: &Counter, events: CounterEvents) -> Result<Self, Error> {
+        self.same_domain("counter", counter.domain())?;
+        self.bind("fi_ep_bind(cntr)", counter.raw().cast(), events.bits())?;
+        self.state.counters.push(counter.clone());
+        Ok(self)
+    }
+
+    /// Lets the endpoint report into an event queue.
+    ///
+    /// # Errors
+    ///
+    /// [`Usage`] if it is of another fabric; [`Error::Call`] with what the provider said.
+    pub fn bind_event_queue(mut self, queue: &EventQueue) -> Result<Self, Error> {
+        if !Arc::ptr_eq(&queue.fabric().0, &self.state.domain.fabric().0) {
+            return Err(Usage::Foreign { what: "event queue", parent: "fabric" }.into());
+        }
+        self.bind("fi_ep_bind(eq)", queue.raw().cast(), 0)?;
+        self.state.events = Some(queue.clone());
+        Ok(self)
+    }
+
+    /// Makes the endpoint ready for operations.
+    ///
+    /// # Errors
+    ///
+    /// [`Usage`] if something has not been bound, or a completion queue is too small for everything that can complete into
+    /// it; [`Error::Call`] with what the provider said.
+    pub fn enable(self) -> Result<Endpoint<Enabled>, Error> {
+        let (Some(vector), Some(transmit), Some(receive)) =
+            (&self.state.vector, &self.state.transmit, &self.state.receive)
+        else {
+            let what = "bind an address vector, and completion queues for both directions, before enabling";
+            return Err(Usage::Binding(what).into());
+        };
+        let (info, domain) = (self.state.info.clone(), self.state.domain.clone());
+        // SAFETY: the endpoint is open.
+        let status = unsafe { sys::fi_enable(self.state.raw.0.as_ptr()) };
+        if status != 0 {
+            return Err(Error::call("fi_enable", info.place(), status));
+        }
+        let vector = vector.clone();
+        let transmit = Side::new(transmit.clone(), info.transmit_depth(), false);
+        let receive = Side::new(receive.clone(), info.receive_depth(), true);
+        transmit.attach()?;
+        if let Err(usage) = receive.attach() {
+            transmit.detach();
+            return Err(usage.into());
+        }
+        domain.add_table(&transmit.table);
+        domain.add_table(&receive.table);
+        let limits = Limits {
+            inject_bytes: info.inject_bytes(),
+            message_bytes: info.max_message_bytes(),
+            transmit_segments: info.transmit_segments(),
+            receive_segments: info.receive_segments(),
+            immediate_bytes: info.immediate_bytes(),
+            delivery_complete: info.delivery_complete(),
+            directed_receive: info.capabilities().contains(Capabilities::DIRECTED_RECV),
+        };
+        // Nothing fails from here on. `Enabled` closes the endpoint instead of `RawEndpoint`.
+        let Opened { raw, counters, events, .. } = self.state;
+        let raw = core::mem::ManuallyDrop::new(raw).0;
+        let state = Enabled { raw, limits, transmit, receive, vector, counters, events, info, domain };
+        Ok(Endpoint { state })
+    }
+
+    fn same_domain(&self, what: &'static str, domain: &Domain) -> Result<(), Usage> {
+        if Arc::ptr_eq(&self.state.domain.0, &domain.0) {
+            Ok(())
+        } else {
+            Err(Usage::Foreign { what, parent: "domain" })
+        }
+    }
+
+    fn bind(&self, call: &'static str, object: *mut sys::fid, flags: u64) -> Result<(), Error> {
+        // SAFETY: both are open, and the endpoint will hold a handle of the object.
+        let status = unsafe { sys::fi_ep_bind(self.state.raw.0.as_ptr(), object, flags) };
+        if status == 0 { Ok(()) } else { Err(Error::call(call, self.state.info.place(), status)) }
+    }
+}
+
+/// The two states of an endpoint. Not to be implemented elsewhere.
+pub trait EndpointState: sealed::State {}
+
+impl EndpointState for Opened {}
+impl EndpointState for Enabled {}
+
+mod sealed {
+    /// What both states can do.
+    pub trait State {
+        /// Calls something on the endpoint while nobody posts; `None` if it is closed.
+        fn call<R>(&self, call: impl FnOnce(*mut super::sys::fid) -> R) -> Option<R>;
+        fn info(&self) -> &super::Info;
+    }
+}
+
+impl sealed::State for Opened {
+    fn call<R>(&self, call: impl FnOnce(*mut sys::fid) -> R) -> Option<R> {
+        Some(call(self.raw.0.as_ptr().cast()))
+    }
+    fn info(&self) -> &Info {
+        &self.info
+    }
+}
+
+impl sealed::State for Enabled {
+    fn call<R>(&self, call: impl FnOnce(*mut sys::fid) -> R) -> Option<R> {
+        let open = self.transmit.gate.enter().ok()?;
+        open.then(|| call(self.raw.as_ptr().cast()))
+    }
+    fn info(&self) -> &Info {
+        &self.info
+    }
+}
+
+impl<S: EndpointState> Endpoint<S> {
+    /// What the endpoint was opened with.
+    pub fn info(&self) -> &Info {
+        self.state.info()
+    }
+
+    /// The endpoint's address, for peers to insert. Most providers know it only when the endpoint is enabled.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`] with what the provider said; [`Usage::Closed`].
+    pub fn name(&self) -> Result<RawAddress, Error> {
+        self.state
+            .call(|endpoint| {
+                read_address("fi_getname", |buffer, len| {
+                    // SAFETY: the endpoint is open, the buffer as long as said.
+                    unsafe { sys::fi_getname(endpoint, buffer, len) }
+                })
+            })
+            .unwrap_or(Err(Usage::Closed("endpoint").into()))
+    }
+
+    /// Sets an option (see [`option`](crate::option)). Most take effect only before [`enable`](Endpoint::enable).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`] with what the provider said: `ENOPROTOOPT` if it does not know the option.
+    pub fn set<T: OptionValue>(&self, option: EndpointOption<T>, value: T) -> Result<(), Error> {
+        let raw = value.to_raw();
+        let status = self.state.call(|endpoint| {
+            // SAFETY: the endpoint is open and the value as long as said.
+            unsafe {
+                sys::fi_setopt(
+                    endpoint,
+                    sys::FI_OPT_ENDPOINT,
+                    option.number,
+                    (&raw const raw).cast(),
+                    size_of_val(&raw),
+                )
+            }
+        });
+        self.option_result("fi_setopt", status)
+    }
+
+    /// Reads an option (see [`option`](crate::option)).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`] with what the provider said: `ENOPROTOOPT` if it does not know the option.
+    pub fn get<T: OptionValue>(&self, option: EndpointOption<T>) -> Result<T, Error> {
+        let mut raw = T::Raw::default();
+        let mut len = size_of_val(&raw);
+        let status = self.state.call(|endpoint| {
+            // SAFETY: the endpoint is open and the buffer as long as said.
+            unsafe {
+                sys::fi_getopt(endpoint, sys::FI_OPT_ENDPOINT, option.number, (&raw mut raw).cast(), &mut len)
+            }
+        });
+        self.option_result("fi_getopt", status)?;
+        Ok(T::from_raw(raw))
+    }
+
+    fn option_result(&self, call: &'static str, status: Option<c_int>) -> Result<(), Error> {
+        match status {
+            Some(0) => Ok(()),
+            Some(status) => Err(Error::call(call, self.info().place(), status)),
+            None => Err(Usage::Closed("endpoint").into()),
+        }
+    }
+}
+
+impl Side {
+    fn new(queue: CompletionQueue, depth: usize, receive: bool) -> Side {
+        Side {
+            gate: Gate { open: Mutex::new(true), owner: AtomicUsize::new(0) },
+            table: Arc::new(Table::new(depth, receive)),
+            queue,
+        }
+    }
+
+    /// Makes the queue know the operations.
+    fn attach(&self) -> Result<(), Usage> {
+        self.queue.0.lock().reserve(self.queue.0.capacity(), &self.table)
+    }
+
+    fn detach(&self) {
+        self.table.close(true);
+    }
+
+    /// The right to post, or to close.
+    #[inline]
+    pub(crate) fn enter(&self) -> Result<MutexGuard<'_, bool>, PostError> {
+        let open = self.gate.enter()?;
+        if *open { Ok(open) } else { Err(PostError::Closed) }
+    }
+
+    /// Remembers that the calling thread keeps the lock while its own code runs.
+    pub(crate) fn set_owner(&self) {
+        self.gate.owner.store(this_thread(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn clear_owner(&self) {
+        self.gate.owner.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn queue_wake(&self) {
+        self.queue.0.wake();
+    }
+}
+
+impl Gate {
+    #[inline]
+    fn enter(&self) -> Result<MutexGuard<'_, bool>, Usage> {
+        match self.open.try_lock() {
+            Ok(guard) => Ok(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => self.enter_slowly(),
+        }
+    }
+
+    #[cold]
+    fn enter_slowly(&self) -> Result<MutexGuard<'_, bool>, Usage> {
+        // Only this thread writes its own number there, so a match cannot be stale.
+        if self.owner.load(Ordering::Relaxed) == this_thread() {
+            return Err(Usage::Binding(
+                "this thread holds the endpoint's Transmit guard: use or drop that first",
+            ));
+        }
+        Ok(lock(&self.open))
+    }
+}
+
+/// A number that no other living thread has, and not 0.
+fn this_thread() -> usize {
+    thread_local!(static HERE: u8 = const { 0 });
+    HERE.with(|here| ptr::from_ref(here) as usize)
+}
+
+impl Endpoint<Enabled> {
+    /// Operations that can be outstanding on the transmit side.
+    pub fn transmit_depth(&self) -> usize {
+        self.state.transmit.table.depth()
+    }
+
+    /// Operations outstanding on the transmit side. A snapshot.
+    pub fn transmit_in_flight(&self) -> usize {
+        self.state.transmit.table.in_flight()
+    }
+
+    /// Receives that can be outstanding.
+    pub fn receive_depth(&self) -> usize {
+        self.state.receive.table.depth()
+    }
+
+    /// Receives outstanding. A snapshot.
+    pub fn receive_in_flight(&self) -> usize {
+        self.state.receive.table.in_flight()
+    }
+
+    /// The address vector that the endpoint looks peers up in.
+    pub fn address_vector(&self) -> &AddressVector {
+        &self.state.vector
+    }
+
+    /// The domain that it belongs to.
+    pub fn domain(&self) -> &Domain {
+        &self.state.domain
+    }
+
+    /// Asks the provider to give up on an operation, usually a receive. The operation still ends exactly once: as
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled), or as it would have otherwise if that comes first. Nothing
+    /// happens if it has ended already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`] if the provider cannot do that: most cannot cancel anything but receives.
+    pub fn cancel(&self, operation: OperationId) -> Result<(), Error> {
+        let side = if operation.receive { &self.state.receive } else { &self.state.transmit };
+        let open = side.gate.enter()?;
+        let Some(context) = side.table.context_of(operation).filter(|_| *open) else {
+            return Ok(());
+        };
+        // SAFETY: the endpoint is open. The operation may end meanwhile; its slot is not used again before we let go of the
+        // lock, and the provider only compares the pointer.
+        let status = unsafe { sys::fi_cancel(self.state.raw.as_ptr().cast(), context) };
+        match status {
+            0 => Ok(()),
+            // It has ended between our look and the provider's.
+            status if status == -(sys::FI_ENOENT as isize) => Ok(()),
+            status => Err(Error::call("fi_cancel", self.info().place(), status as i64)),
+        }
+    }
+
+    /// Closes the endpoint. Posting gives [`PostError::Closed`] from now on; operations that have not ended come out of the
+    /// completion queue as [`ErrorKind::Aborted`](crate::ErrorKind::Aborted) after those that have. When it returns, the
+    /// provider has let go of the memory of all operations.
+    ///
+    /// Blocks for as long as the provider needs for it, and for threads that are posting. Closing twice does nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`] if the provider refuses. Operations are aborted nevertheless, but their memory is kept for ever
+    /// ([`OperationError::quiesced`](crate::OperationError::quiesced) is false). [`Usage`] if this thread holds the
+    /// endpoint's [`Transmit`](crate::Transmit) guard.
+    pub fn close(&self) -> Result<(), Error> {
+        self.state.close()
+    }
+}
+
+impl Enabled {
+    fn close(&self) -> Result<(), Error> {
+        let mut transmit = self.transmit.gate.enter()?;
+        let mut receive = self.receive.gate.enter()?;
+        if !*transmit {
+            return Ok(());
+        }
+        *transmit = false;
+        *receive = false;
+        // SAFETY: nobody posts any more; queues and vector are still open.
+        let closed = unsafe { close(self.raw.as_ptr().cast()) };
+        for side in [&self.transmit, &self.receive] {
+            let queue = side.queue.0.lock();
+            side.table.close(closed.is_ok());
+            drop(queue);
+        }
+        drop((transmit, receive));
+        match closed {
+            Ok(()) => {
+                self.domain.0.remove_table(&self.transmit.table);
+                self.domain.0.remove_table(&self.receive.table);
+            }
+            Err(_) => {
+                // The endpoint lives on in the provider, and so must all that it refers to.
+                core::mem::forget((
+                    [self.transmit.table.clone(), self.receive.table.clone()],
+                    [self.transmit.queue.clone(), self.receive.queue.clone()],
+                    self.vector.clone(),
+                    self.counters.clone(),
+                    self.events.clone(),
+                    self.domain.clone(),
+                ));
+            }
+        }
+        self.transmit.queue_wake();
+        self.receive.queue_wake();
+        self.domain.0.reap();
+        closed.map_err(|status| {
+            Error::call("fi_close", format!("the endpoint in {}", self.info.place()), status)
+        })
+    }
+}
+
+impl Drop for Enabled {
+    fn drop(&mut self) {
+        // Errors have been dealt with inside. No guard can be alive: it would borrow the endpoint.
+        let _ = self.close();
+    }
+}
+
+impl fmt::Debug for Endpoint<Opened> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint<Opened>").field("info", &self.state.info).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Endpoint<Enabled> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("info", &self.state.info)
+            .field("transmit_in_flight", &self.transmit_in_flight())
+            .field("receive_in_flight", &self.receive_in_flight())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,345 @@
+//! The operations in flight on one side (transmit or receive) of an endpoint.
+//!
+//! A table has one slot for every operation that may be outstanding. The slot's address is the `context` that libfabric gets
+//! and gives back, so a slot never moves; it starts with the scratch space that providers with `FI_CONTEXT2` ask for. Slots
+//! are handed out in turn, oldest free one first, so that a completion that comes twice meets an empty slot.
+//!
+//! Two threads at a time work on a table without a lock between them:
+//!
+//! * the **poster** (whoever holds the endpoint's lock for this side) takes free slots out of the ring and fills them;
+//! * the **poller** (whoever holds the lock of the completion queue that this side is bound to) ends operations and puts their
+//!   slots back into the ring.
+//!
+//! A third party, who wants to close a memory region or remove an address, scans the table for slots that still hold it
+//! ([`Table::holders`]). This takes the place of a reference count per operation.
+
+use core::cell::UnsafeCell;
+use core::ffi::c_void;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use fabric_sys as sys;
+
+use crate::completion::OperationKind;
+use crate::error::PostError;
+
+/// Local segments of one operation. Providers offer 2 (EFA) to 8 (sockets); four keep a slot within two cache lines.
+pub(crate) const MAX_SEGMENTS: usize = 4;
+
+/// What a slot can hold: an address and the regions of every segment.
+const MAX_HOLDS: usize = MAX_SEGMENTS + 1;
+
+/// Largest number of slots in a table, whatever the provider reports: 8 MiB of slots.
+pub(crate) const MAX_SLOTS: usize = 1 << 16;
+
+/// Not in use.
+const FREE: u32 = 0;
+/// Posted and not ended: what it holds must stay.
+const IN_FLIGHT: u32 = 1;
+/// Its endpoint has been closed; the completion queue has not told its owner yet.
+const ABORTED: u32 = 2;
+/// Its endpoint could not be closed: what it holds must stay for ever. The completion queue has not told its owner yet.
+const STRANDED: u32 = 3;
+/// As `STRANDED`, and its owner has been told.
+const LOST: u32 = 4;
+
+/// Identifies an object that operations can hold: a region or an address. Never used twice in a process; 0 is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HoldId(u64);
+
+impl HoldId {
+    pub(crate) fn new() -> HoldId {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        HoldId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+#[repr(C, align(64))]
+struct Slot {
+    /// Written by the provider alone.
+    context: UnsafeCell<sys::fi_context2>,
+    state: AtomicU32,
+    generation: AtomicU32,
+    token: AtomicU64,
+    kind: AtomicU32,
+    hold_count: AtomicU32,
+    holds: [AtomicU64; MAX_HOLDS],
+}
+
+const _: () = assert!(size_of::<Slot>() == 128);
+
+impl Slot {
+    fn new() -> Slot {
+        Slot {
+            context: UnsafeCell::new(sys::fi_context2 { internal: [core::ptr::null_mut(); 8] }),
+            state: AtomicU32::new(FREE),
+            generation: AtomicU32::new(0),
+            token: AtomicU64::new(0),
+            kind: AtomicU32::new(0),
+            hold_count: AtomicU32::new(0),
+            holds: [const { AtomicU64::new(0) }; MAX_HOLDS],
+        }
+    }
+}
+
+/// A counter alone on its cache line, since poster and poller write one each.
+#[repr(align(64))]
+struct Cursor(AtomicUsize);
+
+/// Names one operation of one endpoint, for [`Endpoint::cancel`](crate::Endpoint::cancel).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OperationId {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+    pub(crate) receive: bool,
+}
+
+/// A slot that the poster has taken and not yet handed to the provider.
+#[derive(Clone, Copy)]
+struct Claim(usize);
+
+/// An operation that has ended.
+pub(crate) struct Ended {
+    pub(crate) token: u64,
+    pub(crate) kind: OperationKind,
+}
+
+/// See the module's text.
+pub(crate) struct Table {
+    slots: Box<[Slot]>,
+    /// Free slots; as many entries as the next power of two has.
+    ring: Box<[AtomicU32]>,
+    /// Slots taken so far; written by the poster.
+    taken: Cursor,
+    /// Slots put back so far, the initial filling included; written by the poller.
+    returned: Cursor,
+    /// No more operations will be posted, and those in flight have been marked.
+    closed: AtomicBool,
+    receive: bool,
+}
+
+// SAFETY: everything but the scratch space is atomic; the scratch space is touched by the provider alone, through raw pointers.
+unsafe impl Send for Table {}
+// SAFETY: as above.
+unsafe impl Sync for Table {}
+
+impl Table {
+    pub(crate) fn new(slots: usize, receive: bool) -> Table {
+        let count = slots.clamp(1, MAX_SLOTS);
+        let ring_len = count.next_power_of_two();
+        Table {
+            slots: (0..count).map(|_| Slot::new()).collect(),
+            // The first `count` entries name the slots; the rest are filled as the ring turns.
+            ring: (0..ring_len).map(|index| AtomicU32::new(index as u32)).collect(),
+            taken: Cursor(AtomicUsize::new(0)),
+            returned: Cursor(AtomicUsize::new(count)),
+            closed: AtomicBool::new(false),
+            receive,
+        }
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Operations posted and not ended. Exact for whoever posts or polls, a snapshot for everyone else.
+    pub(crate) fn in_flight(&self) -> usize {
+        let taken = self.taken.0.load(Ordering::Acquire);
+        let returned = self.returned.0.load(Ordering::Acquire);
+        self.depth() - returned.wrapping_sub(taken).min(self.depth())
+    }
+
+    // ---- the poster's half -------------------------------------------------------------------------------------------
+
+    /// Takes the oldest free slot. Poster only.
+    #[inline]
+    fn claim(&self) -> Option<Claim> {
+        let taken = self.taken.0.load(Ordering::Relaxed);
+        // Acquire: what the poller did to the slot is over before we reuse it.
+        if taken == self.returned.0.load(Ordering::Acquire) {
+            return None;
+        }
+        let index = self.ring[taken & (self.ring.len() - 1)].load(Ordering::Relaxed) as usize;
+        self.taken.0.store(taken.wrapping_add(1), Ordering::Release);
+        Some(Claim(index))
+    }
+
+    /// Takes a slot, lets `submit` hand the operation to the provider under the slot's address, and takes the slot back if it
+    /// is refused. Poster only.
+    #[inline]
+    pub(crate) fn post(
+        &self,
+        call: &'static str,
+        kind: OperationKind,
+        token: u64,
+        holds: impl Iterator<Item = HoldId>,
+        submit: impl FnOnce(*mut c_void) -> isize,
+    ) -> Result<OperationId, PostError> {
+        let Some(claim) = self.claim() else { return Err(PostError::Again) };
+        let (context, id) = self.fill(claim, kind, token, holds);
+        match submit(context) {
+            0 => Ok(id),
+            status => {
+                self.retract(claim);
+                Err(PostError::status(call, status))
+            }
+        }
+    }
+
+    /// Marks the slot as in flight, holding what `holds` names (at most [`MAX_HOLDS`] count). Poster only, before the
+    /// provider sees the operation.
+    #[inline]
+    fn fill(
+        &self,
+        claim: Claim,
+        kind: OperationKind,
+        token: u64,
+        holds: impl Iterator<Item = HoldId>,
+    ) -> (*mut c_void, OperationId) {
+        let slot = &self.slots[claim.0];
+        let mut count = 0;
+        for (place, hold) in slot.holds.iter().zip(holds) {
+            place.store(hold.0, Ordering::Relaxed);
+            count += 1;
+        }
+        slot.hold_count.store(count, Ordering::Relaxed);
+        slot.token.store(token, Ordering::Relaxed);
+        slot.kind.store(kind as u32, Ordering::Relaxed);
+        let generation = slot.generation.load(Ordering::Relaxed).wrapping_add(1);
+        slot.generation.store(generation, Ordering::Relaxed);
+        // Release: who sees the slot in flight sees what it holds.
+        slot.state.store(IN_FLIGHT, Ordering::Release);
+        let id = OperationId { slot: claim.0 as u32, generation, receive: self.receive };
+        (slot.context.get().cast(), id)
+    }
+
+    /// Takes back what [`claim`](Table::claim) and [`fill`](Table::fill) did: the provider has refused the operation. Poster
+    /// only, and only for the latest claim.
+    ///
+    /// A provider that refuses an operation and completes it nevertheless finds the slot free (or, much later, in use by
+    /// another operation) when the completion is read.
+    #[cold]
+    fn retract(&self, claim: Claim) {
+        let slot = &self.slots[claim.0];
+        if slot.state.compare_exchange(IN_FLIGHT, FREE, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            let taken = self.taken.0.load(Ordering::Relaxed).wrapping_sub(1);
+            // The entry that we gave up has not been overwritten: at most `depth` entries are ever in the ring, ours among them.
+            self.ring[taken & (self.ring.len() - 1)].store(claim.0 as u32, Ordering::Relaxed);
+            self.taken.0.store(taken, Ordering::Release);
+        }
+    }
+
+    /// The context of an operation, if it is still the one in flight there.
+    pub(crate) fn context_of(&self, id: OperationId) -> Option<*mut c_void> {
+        let slot = self.slots.get(id.slot as usize)?;
+        let same = slot.generation.load(Ordering::Relaxed) == id.generation
+            && slot.state.load(Ordering::Acquire) == IN_FLIGHT;
+        same.then(|| slot.context.get().cast())
+    }
+
+    // ---- the poller's half -------------------------------------------------------------------------------------------
+
+    /// Which slot a context from a completion is, if it is one of ours. The pointer is compared, never followed.
+    #[inline]
+    pub(crate) fn slot_of(&self, context: *const c_void) -> Option<usize> {
+        let offset = (context as usize).wrapping_sub(self.slots.as_ptr() as usize);
+        let index = offset / size_of::<Slot>();
+        (offset % size_of::<Slot>() == 0 && index < self.slots.len()).then_some(index)
+    }
+
+    /// Ends the operation in a slot. `None` if there is none: a completion that came twice. Poller only.
+    #[inline]
+    pub(crate) fn end(&self, index: usize) -> Option<Ended> {
+        let slot = &self.slots[index];
+        match slot.state.load(Ordering::Acquire) {
+            IN_FLIGHT | ABORTED => {
+                let ended = self.ended(slot);
+                // Release: a scan that sees the slot free comes after everything that the operation did.
+                slot.state.store(FREE, Ordering::Release);
+                self.give_back(index);
+                Some(ended)
+            }
+            STRANDED => {
+                let ended = self.ended(slot);
+                slot.state.store(LOST, Ordering::Release);
+                Some(ended)
+            }
+            _ => None,
+        }
+    }
+
+    fn ended(&self, slot: &Slot) -> Ended {
+        Ended {
+            token: slot.token.load(Ordering::Relaxed),
+            kind: OperationKind::from_raw(slot.kind.load(Ordering::Relaxed)),
+        }
+    }
+
+    #[inline]
+    fn give_back(&self, index: usize) {
+        let returned = self.returned.0.load(Ordering::Relaxed);
+        self.ring[returned & (self.ring.len() - 1)].store(index as u32, Ordering::Relaxed);
+        self.returned.0.store(returned.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Ends the next operation at or after slot `from` that the closing of the endpoint left behind, and says where it was and
+    /// whether its memory is at rest. Poller only.
+    pub(crate) fn next_aborted(&self, from: usize) -> Option<(usize, Ended, bool)> {
+        let index = (from..self.slots.len())
+            .find(|&index| matches!(self.slots[index].state.load(Ordering::Acquire), ABORTED | STRANDED))?;
+        let quiesced = self.slots[index].state.load(Ordering::Relaxed) == ABORTED;
+        self.end(index).map(|ended| (index, ended, quiesced))
+    }
+
+    // ---- closing -----------------------------------------------------------------------------------------------------
+
+    /// The endpoint is closed (`quiesced`) or could not be closed: marks what is left. Needs the poster's and the poller's
+    /// lock.
+    pub(crate) fn close(&self, quiesced: bool) {
+        let next = if quiesced { ABORTED } else { STRANDED };
+        for slot in &self.slots {
+            if slot.state.load(Ordering::Acquire) == IN_FLIGHT {
+                slot.state.store(next, Ordering::Release);
+            }
+        }
+        self.closed.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    // ---- everyone else's part ----------------------------------------------------------------------------------------
+
+    /// The operations that hold `id`. Exact if no new operation can come to hold it; operations that hold something else by
+    /// now may be named too.
+    pub(crate) fn holders(&self, id: HoldId) -> Vec<Holder> {
+        let mut holders = Vec::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            if !pinned(slot.state.load(Ordering::Acquire)) {
+                continue;
+            }
+            let count = slot.hold_count.load(Ordering::Relaxed) as usize;
+            if slot.holds.iter().take(count).any(|hold| hold.load(Ordering::Relaxed) == id.0) {
+                holders.push(Holder { index, generation: slot.generation.load(Ordering::Relaxed) });
+            }
+        }
+        holders
+    }
+
+    pub(crate) fn still_holds(&self, holder: &Holder) -> bool {
+        let slot = &self.slots[holder.index];
+        pinned(slot.state.load(Ordering::Acquire))
+            && slot.generation.load(Ordering::Relaxed) == holder.generation
+    }
+}
+
+fn pinned(state: u32) -> bool {
+    matches!(state, IN_FLIGHT | STRANDED | LOST)
+}
+
+/// An operation that was found to hold something.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    index: usize,
+    generation: u32,
+}
