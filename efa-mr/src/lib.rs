@@ -1,5 +1,6 @@
 //! What to register where: PTE budgets, chunk-to-NIC assignment, MR cache, topology, CUDA pointers.
 
+pub mod access;
 pub mod buffer;
 pub mod cost;
 mod error;
@@ -8,8 +9,11 @@ pub mod nic;
 pub mod plan;
 pub mod planner;
 pub mod policy;
+#[cfg(feature = "registrar")]
+pub mod registrar;
 mod units;
 
+pub use access::Access;
 pub use buffer::{Buffer, Location, PageRun, PageSize, Pages, ParseLocationError};
 pub use cost::CostModel;
 pub use error::Error;
