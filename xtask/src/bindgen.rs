@@ -41,43 +41,64 @@ const LIBCLANG: Pinned = Pinned {
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(cfg!(all(target_os = "linux", target_arch = "x86_64")), "bindings are generated on x86_64 Linux");
     let target = workspace::Workspace::load()?.target_dir;
-    let downloads = target.join("downloads");
-    let headers = headers(&downloads, &target.join("bindgen/libfabric-2.1.0"))?;
-    let libclang = libclang(&downloads, &target.join("bindgen/libclang"))?;
+    let headers = headers(&target)?;
+    let libclang = libclang(&target)?;
     let bindgen = bindgen_program(&target.join("bindgen/program"))?;
 
     let crate_dir = workspace::root().join("fabric-sys");
     let raw = generate(&bindgen, &libclang, &headers, &crate_dir.join("bindgen/libfabric.h"), &target)?;
     let text = retype(&raw, &all_headers(&headers.join("rdma"))?)?;
-    let checked_in = crate_dir.join("src/bindings.rs");
-    if args.check {
-        let current = fs::read_to_string(&checked_in).unwrap_or_default();
-        ensure!(current == text, "{} is not what `cargo xtask bindgen` writes", checked_in.display());
-        println!("{} is up to date", checked_in.display());
-    } else {
-        fs::write(&checked_in, text).with_context(|| format!("cannot write {}", checked_in.display()))?;
-        println!("wrote {}", checked_in.display());
+    for (file, text) in [("src/bindings.rs", &text), ("tests/fixtures/fields.rs", &fields(&raw))] {
+        let path = crate_dir.join(file);
+        let current = fs::read_to_string(&path).unwrap_or_default();
+        if current == *text {
+            println!("{} is up to date", path.display());
+        } else if args.check {
+            bail!("{} is not what `cargo xtask bindgen` writes", path.display());
+        } else {
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            println!("wrote {}", path.display());
+        }
     }
     Ok(())
 }
 
+/// Every field of every type, as `TYPE: FIELD FIELD …;` inside a macro call: what the test of the feature `linked` compares.
+fn fields(raw: &str) -> String {
+    let mut types: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (ty, field) in raw.lines().filter_map(|line| {
+        let (_, rest) = line.split_once("\"Offset of field: ")?;
+        rest.split_once('"')?.0.split_once("::")
+    }) {
+        types.entry(ty).or_default().push(field);
+    }
+    let mut text = String::from("// Written by `cargo xtask bindgen`. Do not edit.\n\ncompare! {\n");
+    for (ty, fields) in types {
+        text += &format!("    {ty}: {};\n", fields.join(" "));
+    }
+    text + "}\n"
+}
+
 /// The include folder with `rdma/*.h` of libfabric 2.1.0; downloads and unpacks it if it is not there.
-pub(crate) fn headers(downloads: &Path, dir: &Path) -> Result<PathBuf> {
+pub(crate) fn headers(target: &Path) -> Result<PathBuf> {
+    let dir = target.join("bindgen/libfabric-2.1.0");
     let include = dir.join("usr/include");
     if !include.join("rdma/providers/fi_prov.h").is_file() {
-        let package = registry::deb(HEADERS_POOL, &HEADERS, downloads)?;
-        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        Cmd::new("dpkg-deb").arg("-x").arg(package).arg(dir).run()?;
+        let package = registry::deb(HEADERS_POOL, &HEADERS, &target.join("downloads"))?;
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Cmd::new("dpkg-deb").arg("-x").arg(package).arg(&dir).run()?;
     }
     Ok(include)
 }
 
 /// The folder that holds libclang.so.
-fn libclang(downloads: &Path, dir: &Path) -> Result<PathBuf> {
+pub(crate) fn libclang(target: &Path) -> Result<PathBuf> {
+    let dir = target.join("bindgen/libclang");
     let native = dir.join("libclang-18.1.1.data/platlib/clang/native");
     if !native.join("libclang.so").is_file() {
-        let wheel = registry::wheel("libclang==18.1.1", "manylinux2010_x86_64", &LIBCLANG, downloads)?;
-        registry::unpack_wheel(&wheel, dir)?;
+        let downloads = target.join("downloads");
+        let wheel = registry::wheel("libclang==18.1.1", "manylinux2010_x86_64", &LIBCLANG, &downloads)?;
+        registry::unpack_wheel(&wheel, &dir)?;
     }
     Ok(native)
 }
@@ -109,11 +130,7 @@ fn generate(
     wrapper: &Path,
     scratch: &Path,
 ) -> Result<String> {
-    // libclang's wheel has no stddef.h and the like of its own; gcc's do (only standard types are taken from there).
-    if !program_exists("gcc") || !Path::new("/usr/include/errno.h").is_file() {
-        registry::apt_install(&["gcc", "libc6-dev"], "bindgen needs the C compiler's standard headers")?;
-    }
-    let builtin = Cmd::new("gcc").arg("-print-file-name=include").quiet().stdout()?;
+    let builtin = builtin_headers()?;
     Cmd::new(bindgen)
         .env("LIBCLANG_PATH", libclang)
         .env_remove("BINDGEN_EXTRA_CLANG_ARGS")
@@ -133,8 +150,16 @@ fn generate(
         .arg(scratch)
         .args(["--raw-line", "use libc::iovec;", "--"])
         .arg(format!("-I{}", headers.display()))
-        .args(["-isystem", builtin.trim(), "--target=x86_64-unknown-linux-gnu"])
+        .args(["-isystem", &builtin, "--target=x86_64-unknown-linux-gnu"])
         .stdout()
+}
+
+/// The folder with `stddef.h` and the like, which libclang's wheel lacks: gcc's. Installs gcc if it is not there.
+pub(crate) fn builtin_headers() -> Result<String> {
+    if !program_exists("gcc") || !Path::new("/usr/include/errno.h").is_file() {
+        registry::apt_install(&["gcc", "libc6-dev"], "bindgen needs the C compiler's standard headers")?;
+    }
+    Ok(Cmd::new("gcc").arg("-print-file-name=include").quiet().stdout()?.trim().to_owned())
 }
 
 /// The text of all headers of a folder and the folders in it.

@@ -10,19 +10,25 @@
 //! PREFIX/bin/fi_info, fi_pingpong        run Debian's programs with both set
 //! ```
 
+use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::bindgen;
 use crate::registry::{self, Pinned};
 use crate::shell::{Cmd, program_exists};
 use crate::workspace;
 
 /// Puts libfabric 2.5.1 with its efa provider under target/ and prints its prefix as the last line
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Also what linking against it needs (headers, pkg-config file); prints the variables before the prefix
+    #[arg(long)]
+    link: bool,
+}
 
 /// The release that the wheel bundles, as `fi_info --version` says it.
 const VERSION: &str = "2.5.1";
@@ -63,11 +69,51 @@ impl Prefix {
             ("LD_LIBRARY_PATH", lib),
         ]
     }
+
+    /// The variables with which fabric-sys builds and runs with its feature `linked`: pkg-config and libclang for the
+    /// build script of ofi-libfabric-sys, and those of [`env`](Self::env).
+    ///
+    /// The headers are those that the bindings were made from (2.1.0), so that the layouts can be compared.
+    pub(crate) fn link_env(&self) -> Result<Vec<(&'static str, OsString)>> {
+        let target = self.0.parent().context("the prefix has no parent")?;
+        let (include, libclang) = (bindgen::headers(target)?, bindgen::libclang(target)?);
+        let builtin = bindgen::builtin_headers()?;
+        if !program_exists("pkg-config") {
+            registry::apt_install(
+                &["pkg-config"],
+                "the build script of ofi-libfabric-sys asks it for libfabric",
+            )?;
+        }
+        let lib = self.0.join("lib");
+        let config = lib.join("pkgconfig");
+        fs::create_dir_all(&config).with_context(|| format!("cannot create {}", config.display()))?;
+        replace(&config.join("libfabric.pc"), |new| {
+            let (lib, include) = (lib.display(), include.display());
+            let text = format!(
+                "Name: libfabric\nDescription: libfabric {VERSION} with the headers of 2.1.0\nVersion: 2.1.0\n\
+                 Libs: -L{lib} -lfabric\nCflags: -I{include}\n"
+            );
+            Ok(fs::write(new, text)?)
+        })?;
+        replace(&lib.join("libfabric.so"), |new| Ok(symlink("libfabric.so.1", new)?))?;
+        let mut env = vec![
+            ("PKG_CONFIG_PATH", config.into_os_string()),
+            ("LIBCLANG_PATH", libclang.into_os_string()),
+            ("BINDGEN_EXTRA_CLANG_ARGS", format!("-isystem {builtin}").into()),
+        ];
+        env.extend(self.env().map(|(name, path)| (name, path.into_os_string())));
+        Ok(env)
+    }
 }
 
 /// Runs the command.
-pub(crate) fn run(_args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     let prefix = install()?;
+    if args.link {
+        for (name, value) in prefix.link_env()? {
+            println!("export {name}='{}'", value.display());
+        }
+    }
     let fi_info = prefix.path().join("bin/fi_info");
     eprint!("{}", Cmd::new(fi_info).arg("--version").stdout()?);
     println!("{}", prefix.path().display());

@@ -77,6 +77,12 @@ impl Cmd {
         self
     }
 
+    /// A variable of the child's environment that would only clutter the command line.
+    pub(crate) fn env_quiet(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.inner.env(name, value);
+        self
+    }
+
     /// Hides a variable from the child.
     pub(crate) fn env_remove(mut self, name: &str) -> Self {
         self.inner.env_remove(name);

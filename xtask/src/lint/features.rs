@@ -14,9 +14,15 @@ pub(super) fn check(workspace: &Workspace) -> Result<()> {
     {
         for set in combinations(&own_features(package)) {
             let set = set.join(",");
-            let checked = super::cargo("check")
-                .args(["--quiet", "--package", &package.name, "--no-default-features", "--features", &set])
-                .capture()?;
+            let cmd = super::cargo("check").args([
+                "--quiet",
+                "--package",
+                &package.name,
+                "--no-default-features",
+                "--features",
+                &set,
+            ]);
+            let checked = super::with_linked(cmd)?.capture()?;
             // rustc's warnings go to stderr even when the result is a cached one.
             if !checked.success || checked.stderr.contains("warning: ") {
                 eprint!("{}", checked.stderr);

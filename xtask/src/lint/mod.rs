@@ -20,9 +20,9 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::setup;
 use crate::shell::Cmd;
 use crate::workspace::{Workspace, root};
+use crate::{libfabric, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -105,13 +105,14 @@ impl Step {
             Self::Fmt => cargo("fmt").args(["--all", "--check"]).run()?,
             Self::Layers => layers::check(workspace)?,
             Self::Deny => return deny(),
-            Self::Clippy => cargo("clippy")
-                .args(["--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])
-                .run()?,
-            Self::Docs => cargo("doc")
-                .args(["--workspace", "--no-deps", "--all-features"])
-                .env("RUSTDOCFLAGS", "-D warnings")
-                .run()?,
+            Self::Clippy => {
+                let everything = ["--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
+                with_linked(cargo("clippy").args(everything))?.run()?;
+            }
+            Self::Docs => {
+                let everything = ["--workspace", "--no-deps", "--all-features"];
+                with_linked(cargo("doc").args(everything))?.env("RUSTDOCFLAGS", "-D warnings").run()?;
+            }
             Self::Msrv => return msrv::check(workspace),
             Self::Features => features::check(workspace)?,
             Self::Package => package::check(workspace)?,
@@ -122,6 +123,12 @@ impl Step {
 
 fn cargo(subcommand: &str) -> Cmd {
     Cmd::cargo(subcommand).dir(root())
+}
+
+/// What the feature `linked` needs to be built, as `--all-features` switches it on.
+fn with_linked(cmd: Cmd) -> Result<Cmd> {
+    let variables = libfabric::install()?.link_env()?;
+    Ok(variables.into_iter().fold(cmd, |cmd, (name, value)| cmd.env_quiet(name, value)))
 }
 
 fn deny() -> Result<Outcome> {

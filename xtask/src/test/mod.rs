@@ -11,9 +11,10 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 
+use crate::libfabric::{self, Prefix};
+use crate::setup;
 use crate::shell::Cmd;
 use crate::workspace::{Package, Workspace, root};
-use crate::{libfabric, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -44,6 +45,13 @@ impl Tally {
         self.failed.extend(other.failed);
         self.skipped.extend(other.skipped);
     }
+
+    /// The same, with every name telling which of several runs it was.
+    fn labelled(self, run: &str) -> Self {
+        let label =
+            |tests: BTreeSet<String>| tests.into_iter().map(|test| format!("[{run}] {test}")).collect();
+        Self { passed: self.passed, failed: label(self.failed), skipped: label(self.skipped) }
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -53,79 +61,92 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         workspace.package(package)?;
     }
 
-    let mut tally = tests(args, &[], |cmd| cmd)?;
-    if doc_tests_selected(args, &workspace) {
-        let cmd = settings(args, select(Cmd::cargo("test").arg("--doc"), &args.package));
+    let chosen: Vec<&Package> = workspace
+        .packages
+        .values()
+        .filter(|p| args.package.is_empty() || args.package.contains(&p.name))
+        .collect();
+
+    let newer = if args.quick { None } else { Some(libfabric::install()) };
+    let mut tally = tests(args, &chosen, &[], |cmd| cmd)?;
+    // `cargo test --doc` refuses a selection without any library.
+    if chosen.iter().any(|package| package.has_lib) {
+        let cmd = select(Cmd::cargo("test").arg("--doc"), args, &chosen);
         tally.add(libtest::run(cmd, args.filter.as_deref())?);
     }
-    if !args.quick {
-        tally.add(on_newer_libfabric(args, &workspace)?);
+    match newer {
+        Some(Ok(prefix)) => tally.add(on_newer_libfabric(args, &chosen, &prefix)?),
+        Some(Err(error)) => {
+            tally.skipped.insert(format!("everything on libfabric 2.x: {error:#}"));
+        }
+        None => {
+            tally.skipped.insert("everything on libfabric 2.x: --quick".to_owned());
+        }
     }
     report(&tally)
 }
 
-/// All but the doc tests; only those of the packages `only`, if there are any. `with` adds to the command.
-fn tests(args: &Args, only: &[String], with: impl FnOnce(Cmd) -> Cmd) -> Result<Tally> {
+/// All but the doc tests of the packages `chosen`; only those named in `only`, if there are any. `with` adds to the command.
+fn tests(args: &Args, chosen: &[&Package], only: &[String], with: impl FnOnce(Cmd) -> Cmd) -> Result<Tally> {
     let filter = args.filter.as_deref();
     if setup::nextest_present() {
-        // The packages are chosen when running, not when building: another selection would be another set of features.
-        let cmd = settings(args, select(Cmd::cargo("nextest").arg("run"), &args.package));
-        return nextest::run(with(cmd), only, filter);
+        // `only` chooses when running, not when building: another selection would be another set of features.
+        return nextest::run(with(select(Cmd::cargo("nextest").arg("run"), args, chosen)), only, filter);
     }
     eprintln!("cargo-nextest is not installed; using cargo test");
-    let packages = if only.is_empty() { &args.package } else { only };
-    let cmd = settings(args, select(Cmd::cargo("test"), packages)).args(["--lib", "--bins", "--tests"]);
+    let chosen: Vec<_> =
+        chosen.iter().copied().filter(|p| only.is_empty() || only.contains(&p.name)).collect();
+    let cmd = select(Cmd::cargo("test"), args, &chosen).args(["--lib", "--bins", "--tests"]);
     libtest::run(with(cmd), filter)
 }
 
 /// The libfabric layers once more, on the libfabric 2.x of `cargo xtask libfabric`: the system's is another major version.
-fn on_newer_libfabric(args: &Args, workspace: &Workspace) -> Result<Tally> {
-    let uses_libfabric = |package: &&Package| {
-        let direct = |name: &str| package.dependencies.iter().any(|d| !d.dev && d.name == name);
-        package.name == "fabric-sys" || direct("fabric-sys") || direct("fabric-safe")
-    };
-    let chosen = |package: &&Package| args.package.is_empty() || args.package.contains(&package.name);
-    let names: Vec<String> =
-        workspace.packages.values().filter(uses_libfabric).filter(chosen).map(|p| p.name.clone()).collect();
-    if names.is_empty() {
-        return Ok(Tally::default());
+/// And fabric-sys, whose tests run on every libfabric anyway, with its entry points linked instead of loaded.
+fn on_newer_libfabric(args: &Args, chosen: &[&Package], prefix: &Prefix) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let uses = |package: &Package, name: &str| package.dependencies.iter().any(|d| !d.dev && d.name == name);
+    let names: Vec<String> = chosen
+        .iter()
+        .filter(|package| uses(package, "fabric-sys") || uses(package, "fabric-safe"))
+        .map(|package| package.name.clone())
+        .collect();
+    if !names.is_empty() {
+        eprintln!("\nonce more on the libfabric in {}: {}", prefix.path().display(), names.join(", "));
+        let on_it = |cmd: Cmd| prefix.env().into_iter().fold(cmd, |cmd, (name, value)| cmd.env(name, value));
+        tally.add(tests(args, chosen, &names, on_it)?.labelled("libfabric 2.x"));
     }
-    let prefix = match libfabric::install() {
-        Ok(prefix) => prefix,
-        Err(error) => {
-            let skip = format!("the libfabric layers on libfabric 2.x: {error:#}");
-            return Ok(Tally { skipped: BTreeSet::from([skip]), ..Tally::default() });
-        }
-    };
-    eprintln!("once more on the libfabric in {}: {}", prefix.path().display(), names.join(", "));
-    let again = tests(args, &names, |cmd| {
-        prefix.env().into_iter().fold(cmd, |cmd, (name, value)| cmd.env(name, value))
-    })?;
-    let label =
-        |tests: BTreeSet<String>| tests.into_iter().map(|test| format!("[libfabric 2.x] {test}")).collect();
-    Ok(Tally { passed: again.passed, failed: label(again.failed), skipped: label(again.skipped) })
+    if chosen.iter().any(|package| package.name == "fabric-sys") {
+        let linked =
+            Cmd::cargo("test").args(["--no-fail-fast", "--package", "fabric-sys", "--features", "linked"]);
+        let linked = linked.arg("--tests").dir(root());
+        let linked =
+            prefix.link_env()?.into_iter().fold(linked, |cmd, (name, value)| cmd.env_quiet(name, value));
+        tally.add(libtest::run(linked, args.filter.as_deref())?.labelled("feature linked"));
+    }
+    Ok(tally)
 }
 
-/// The packages to test; all for none.
-fn select(cmd: Cmd, packages: &[String]) -> Cmd {
-    if packages.is_empty() {
-        return cmd.arg("--workspace");
-    }
-    packages.iter().fold(cmd, |cmd, package| cmd.args(["--package", package]))
-}
+/// Features that change what the whole build is, so that no ordinary test can run with them: `linked` ties every program to
+/// a libfabric, `cards` is for the build of soft-efa's stand-in libraries alone, `extension-module` for that of the Python
+/// module.
+const NOT_IN_TESTS: &[&str] = &["default", "linked", "cards", "extension-module"];
 
-/// The folder and the settings that all runs share.
-fn settings(args: &Args, cmd: Cmd) -> Cmd {
-    let cmd = cmd.dir(root()).arg("--no-fail-fast");
+/// The packages to build with all their features, and what all runs share.
+fn select(cmd: Cmd, args: &Args, chosen: &[&Package]) -> Cmd {
+    let mut cmd = cmd.dir(root()).arg("--no-fail-fast");
+    for package in chosen {
+        cmd = cmd.args(["--package", &package.name]);
+    }
+    let features: Vec<String> = chosen
+        .iter()
+        .flat_map(|package| package.features.keys().map(move |feature| (package, feature)))
+        .filter(|(_, feature)| !NOT_IN_TESTS.contains(&feature.as_str()))
+        .map(|(package, feature)| format!("{}/{feature}", package.name))
+        .collect();
+    if !features.is_empty() {
+        cmd = cmd.args(["--features", &features.join(",")]);
+    }
     if args.quick { cmd.env("WEFT_TEST_QUICK", "1") } else { cmd }
-}
-
-/// `cargo test --doc` refuses a selection without any library.
-fn doc_tests_selected(args: &Args, workspace: &Workspace) -> bool {
-    workspace
-        .packages
-        .values()
-        .any(|p| p.has_lib && (args.package.is_empty() || args.package.contains(&p.name)))
 }
 
 fn report(tally: &Tally) -> Result<()> {
