@@ -1479,25 +1479,6 @@ impl Default for fi_recv_context {
         }
     }
 }
-#[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
-pub struct pollfd {
-    pub fd: ::core::ffi::c_int,
-    pub events: ::core::ffi::c_short,
-    pub revents: ::core::ffi::c_short,
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of pollfd"][::core::mem::size_of::<pollfd>() - 8usize];
-    ["Alignment of pollfd"][::core::mem::align_of::<pollfd>() - 4usize];
-    ["Offset of field: pollfd::fd"][::core::mem::offset_of!(pollfd, fd) - 0usize];
-    [
-        "Offset of field: pollfd::events",
-    ][::core::mem::offset_of!(pollfd, events) - 4usize];
-    [
-        "Offset of field: pollfd::revents",
-    ][::core::mem::offset_of!(pollfd, revents) - 6usize];
-};
 pub const FI_WAIT_NONE: fi_wait_obj = 0;
 pub const FI_WAIT_UNSPEC: fi_wait_obj = 1;
 pub const FI_WAIT_SET: fi_wait_obj = 2;

@@ -140,7 +140,7 @@ fn generate(
         .arg("--with-derive-default")
         .args(["--ignore-functions", "--allowlist-type", "fi_.*|fid|fid_.*", "--allowlist-var", "FI_.*"])
         // C types that libc has, and what only in-tree providers and collectives use.
-        .args(["--blocklist-type", "iovec|fi_mutex_cond|fi_wait_pollfd|.*pthread.*|__atomic.*"])
+        .args(["--blocklist-type", "iovec|pollfd|fi_mutex_cond|fi_wait_pollfd|.*pthread.*|__atomic.*"])
         // Constants whose C type bindgen cannot see; they are written by hand in `supplement.rs`.
         .args([
             "--blocklist-item",
