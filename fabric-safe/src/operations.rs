@@ -243,7 +243,7 @@ impl Table {
     pub(crate) fn slot_of(&self, context: *const c_void) -> Option<usize> {
         let offset = (context as usize).wrapping_sub(self.slots.as_ptr() as usize);
         let index = offset / size_of::<Slot>();
-        (offset % size_of::<Slot>() == 0 && index < self.slots.len()).then_some(index)
+        (offset.is_multiple_of(size_of::<Slot>()) && index < self.slots.len()).then_some(index)
     }
 
     /// Ends the operation in a slot. `None` if there is none: a completion that came twice. Poller only.

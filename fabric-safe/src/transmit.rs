@@ -637,7 +637,11 @@ impl Transmit<'_> {
 
     fn check_operand(&self, slice: Slice<'_>, access: Access) -> Result<(), Usage> {
         self.check_slice(slice, access)?;
-        if slice.len_bytes == 8 && slice.address as usize % 8 == 0 { Ok(()) } else { Err(Usage::BadOperand) }
+        if slice.len_bytes == 8 && (slice.address as usize).is_multiple_of(8) {
+            Ok(())
+        } else {
+            Err(Usage::BadOperand)
+        }
     }
 
     /// The value to send along, 0 for none.
