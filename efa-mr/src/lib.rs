@@ -6,6 +6,7 @@ pub mod cost;
 mod error;
 pub mod ledger;
 pub mod nic;
+pub mod pages;
 pub mod plan;
 pub mod planner;
 pub mod policy;

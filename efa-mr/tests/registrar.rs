@@ -1,5 +1,7 @@
 //! The registrar over domains that exist only here: failures, rollback, operations in flight, concurrency.
 
+#![allow(clippy::unwrap_used)]
+
 use efa_mr::registrar::{CloseError, MrDomain, RegisterError, Registrar};
 use efa_mr::{Access, Buffer, Error, Location, Nic, PageSize, Policy, Reservation};
 use std::ops::Range;
