@@ -4,9 +4,9 @@
 //! |---|---|
 //! | [`setup`] | what this machine lacks for the rest, and how to install it |
 //! | [`demo`] | the main job: two processes, verified KV-cache traffic over every transport |
-//! | [`test`] | everything that can run here, counted |
+//! | [`mod@test`] | everything that can run here, counted |
 //! | [`lint`] | what must hold of the sources without running them |
-//! | [`bench`] | ours against bare loops, as tables and JSON rows |
+//! | [`mod@bench`] | ours against bare loops, as tables and JSON rows |
 //! | [`fuzz`] | the parsers' fuzz targets |
 //! | [`libfabric`] | a libfabric 2.x with its efa provider under `target/` |
 //! | [`bindgen`] | fabric-sys' checked-in bindings |
