@@ -1,0 +1,241 @@
+//! Fabric, domain, address vector, region: what is opened, counted and closed.
+
+use core::ffi::{c_char, c_void};
+
+use fabric_sys::*;
+
+use crate::provider::Any;
+use crate::script::{Answer, Call};
+use crate::world::world;
+use crate::{endpoint, fid_ops, give, new_fid, queue, take};
+
+/// Opens one more object, unless the script says no.
+fn opened() -> Result<(), i32> {
+    let mut world = world();
+    world.status(Call::Open)?;
+    world.objects += 1;
+    Ok(())
+}
+
+/// Opens an object of this type and hands it out.
+///
+/// # Safety
+/// `out` can be written.
+pub(crate) unsafe fn open<T>(out: *mut *mut T, object: T, then: impl FnOnce(usize)) -> i32 {
+    if let Err(status) = opened() {
+        return status;
+    }
+    // SAFETY: as the caller promises.
+    then(unsafe { give(out, object) }.addr());
+    0
+}
+
+/// Closes an object of this type, unless the script says no.
+///
+/// # Safety
+/// `fid` is an open object of type `T`.
+pub(crate) unsafe fn close<T>(fid: *mut fid, call: Call, then: impl FnOnce(usize)) -> i32 {
+    {
+        let mut world = world();
+        if let Err(status) = world.status(call) {
+            return status;
+        }
+        world.objects -= 1;
+    }
+    then(fid.addr());
+    // SAFETY: as the caller promises; it is closed once.
+    unsafe { take::<T>(fid) };
+    0
+}
+
+macro_rules! closer {
+    ($name:ident, $ty:ty) => {
+        unsafe extern "C" fn $name(fid: *mut fid) -> i32 {
+            // SAFETY: the entry of an object of this type.
+            unsafe { close::<$ty>(fid, Call::Close, |_| ()) }
+        }
+    };
+}
+
+closer!(close_fabric, fid_fabric);
+closer!(close_domain, fid_domain);
+closer!(close_vector, fid_av);
+
+/// Binds anything to anything, unless the script says no.
+unsafe extern "C" fn bind(_fid: *mut fid, _to: *mut fid, _flags: u64) -> i32 {
+    world().status(Call::Bind).err().unwrap_or(0)
+}
+
+pub(crate) unsafe extern "C" fn open_fabric(
+    _attr: *mut fi_fabric_attr,
+    fabric: *mut *mut fid_fabric,
+    context: Any,
+) -> i32 {
+    static FID: std::sync::LazyLock<fi_ops> = std::sync::LazyLock::new(|| fid_ops(close_fabric, None, None));
+    static OPS: std::sync::LazyLock<fi_ops_fabric> = std::sync::LazyLock::new(|| fi_ops_fabric {
+        size: size_of::<fi_ops_fabric>(),
+        domain: Some(open_domain),
+        trywait: Some(trywait),
+        ..Default::default()
+    });
+    let object = fid_fabric {
+        fid: new_fid(FI_CLASS_FABRIC, context, &FID),
+        ops: core::ptr::from_ref(&*OPS).cast_mut(),
+        api_version: API_VERSIONS[0].raw(),
+    };
+    // SAFETY: the caller's out-pointer.
+    unsafe { open(fabric, object, |_| ()) }
+}
+
+unsafe extern "C" fn trywait(_fabric: *mut fid_fabric, _fids: *mut *mut fid, _count: i32) -> i32 {
+    0
+}
+
+unsafe extern "C" fn open_domain(
+    _fabric: *mut fid_fabric,
+    _info: *mut fi_info,
+    domain: *mut *mut fid_domain,
+    context: Any,
+) -> i32 {
+    static FID: std::sync::LazyLock<fi_ops> =
+        std::sync::LazyLock::new(|| fid_ops(close_domain, Some(bind), None));
+    static OPS: std::sync::LazyLock<fi_ops_domain> = std::sync::LazyLock::new(|| fi_ops_domain {
+        size: size_of::<fi_ops_domain>(),
+        av_open: Some(open_vector),
+        cq_open: Some(queue::open),
+        endpoint: Some(endpoint::open),
+        ..Default::default()
+    });
+    static REGIONS: std::sync::LazyLock<fi_ops_mr> = std::sync::LazyLock::new(|| fi_ops_mr {
+        size: size_of::<fi_ops_mr>(),
+        regattr: Some(register),
+        ..Default::default()
+    });
+    let object = fid_domain {
+        fid: new_fid(FI_CLASS_DOMAIN, context, &FID),
+        ops: core::ptr::from_ref(&*OPS).cast_mut(),
+        mr: core::ptr::from_ref(&*REGIONS).cast_mut(),
+    };
+    // SAFETY: the caller's out-pointer.
+    unsafe { open(domain, object, |_| ()) }
+}
+
+unsafe extern "C" fn open_vector(
+    _domain: *mut fid_domain,
+    _attr: *mut fi_av_attr,
+    vector: *mut *mut fid_av,
+    context: Any,
+) -> i32 {
+    static FID: std::sync::LazyLock<fi_ops> =
+        std::sync::LazyLock::new(|| fid_ops(close_vector, Some(bind), None));
+    static OPS: std::sync::LazyLock<fi_ops_av> = std::sync::LazyLock::new(|| fi_ops_av {
+        size: size_of::<fi_ops_av>(),
+        insert: Some(insert),
+        remove: Some(remove),
+        lookup: Some(lookup),
+        straddr: Some(straddr),
+        ..Default::default()
+    });
+    let object =
+        fid_av { fid: new_fid(FI_CLASS_AV, context, &FID), ops: core::ptr::from_ref(&*OPS).cast_mut() };
+    // SAFETY: the caller's out-pointer.
+    unsafe { open(vector, object, |_| ()) }
+}
+
+unsafe extern "C" fn insert(
+    _vector: *mut fid_av,
+    _addresses: *const c_void,
+    count: usize,
+    out: *mut fi_addr_t,
+    _flags: u64,
+    _context: Any,
+) -> i32 {
+    let mut world = world();
+    let limit = match world.answer(Call::Insert) {
+        Answer::Fail(errno) => return errno.wrapping_neg(),
+        Answer::Limit(limit) => count.min(limit as usize),
+        _ => count,
+    };
+    for index in 0..count {
+        let address = if index < limit { world.next_address } else { FI_ADDR_NOTAVAIL };
+        world.next_address += u64::from(index < limit);
+        if !out.is_null() {
+            // SAFETY: room for `count` addresses, says the caller.
+            unsafe { *out.add(index) = address };
+        }
+    }
+    i32::try_from(limit).unwrap_or(i32::MAX)
+}
+
+unsafe extern "C" fn remove(
+    _vector: *mut fid_av,
+    _addresses: *mut fi_addr_t,
+    _count: usize,
+    _flags: u64,
+) -> i32 {
+    world().status(Call::Remove).err().unwrap_or(0)
+}
+
+unsafe extern "C" fn lookup(_vector: *mut fid_av, address: fi_addr_t, out: Any, len: *mut usize) -> i32 {
+    // SAFETY: room for `*len` bytes, says the caller.
+    unsafe { endpoint::write_name(address, out, len) }
+}
+
+unsafe extern "C" fn straddr(
+    _vector: *mut fid_av,
+    address: *const c_void,
+    out: *mut c_char,
+    len: *mut usize,
+) -> *const c_char {
+    // SAFETY: names are texts of at most NAME_LEN bytes; room for `*len` bytes, says the caller.
+    unsafe {
+        let room = (*len).min(endpoint::NAME_LEN);
+        core::ptr::copy_nonoverlapping(address.cast::<c_char>(), out, room);
+        *len = endpoint::NAME_LEN;
+    }
+    out
+}
+
+unsafe extern "C" fn register(
+    _domain: *mut fid,
+    attr: *const fi_mr_attr,
+    _flags: u64,
+    region: *mut *mut fid_mr,
+) -> i32 {
+    static FID: std::sync::LazyLock<fi_ops> =
+        std::sync::LazyLock::new(|| fid_ops(close_region, Some(bind), Some(control)));
+    let mut world = world();
+    if let Err(status) = world.status(Call::Register) {
+        return status;
+    }
+    // SAFETY: whole attributes with one range, says the caller (mr_iov_limit is 1).
+    let (range, context) = unsafe { (*(*attr).__bindgen_anon_1.mr_iov, (*attr).context) };
+    world.next_key += 1;
+    let key = world.next_key;
+    world.regions.insert(key, (range.iov_base.addr(), range.iov_len));
+    let object = fid_mr {
+        fid: new_fid(FI_CLASS_MR, context, &FID),
+        mem_desc: core::ptr::without_provenance_mut(key as usize),
+        key,
+    };
+    // SAFETY: the caller's out-pointer.
+    unsafe { give(region, object) };
+    0
+}
+
+unsafe extern "C" fn control(_fid: *mut fid, command: i32, _arg: Any) -> i32 {
+    if command == FI_ENABLE { 0 } else { -FI_ENOSYS }
+}
+
+unsafe extern "C" fn close_region(fid: *mut fid) -> i32 {
+    let mut world = world();
+    if let Err(status) = world.status(Call::CloseRegion) {
+        return status;
+    }
+    // SAFETY: the entry of a region; it is closed once.
+    unsafe {
+        world.forget_region((*fid.cast::<fid_mr>()).key);
+        take::<fid_mr>(fid);
+    }
+    0
+}
