@@ -1,5 +1,6 @@
 //! What holds for every plan and every ledger, whatever the input.
 
+mod bound;
 mod brute;
 
 use efa_mr::{Buffer, Distance, Error, Ledger, Location, Nic, PageRun, PageSize, Pages, Plan, Policy, plan};
@@ -207,6 +208,44 @@ proptest! {
         }
         for nic in 0..nics.len() {
             prop_assert_eq!(ledger.used(nic), (0, 0));
+        }
+    }
+
+    #[test]
+    fn large_plans_come_within_a_hundredth_of_an_upper_bound(
+        sizes in prop::collection::vec((0..5_usize, 1..40_000_u64, 0..4096_u64, 0..4_u16), 50..600),
+        budgets in prop::collection::vec(0.0..1.0_f64, 2..32),
+        scale in 0.3..3.0_f64,
+        policy in prop_oneof![Just(Policy::all()), Just(Policy::nics(4)), Just(Policy::near())],
+    ) {
+        // Kinds of buffers: small and large, small and huge pages.
+        let buffer = |(index, (kind, size, offset, gpu)): (usize, (usize, u64, u64, u16))| {
+            let (len, page) = match kind {
+                0 => (size, PageSize::K4),
+                1 => (size * 100, PageSize::K4),
+                2 => (size * 1000, PageSize::K64),
+                3 => (size * 10_000, PageSize::M2),
+                _ => (size, PageSize::M2),
+            };
+            Buffer::new(((index as u64 + 1) << 36) + offset, len, page, Location::Gpu(gpu))
+        };
+        let buffers: Vec<Buffer> = sizes.into_iter().enumerate().map(buffer).collect();
+        let pages: u64 = buffers.iter().map(Buffer::page_count).sum();
+        // Together the NICs have room for `scale` copies of everything and a bit.
+        let sum: f64 = budgets.iter().sum::<f64>().max(1e-3);
+        let nic = |(index, share): (usize, &f64)| Nic {
+            pte_left: (pages as f64 * (scale.max(1.0) + 0.1) * share / sum) as u64,
+            distances: vec![(Location::Gpu(index as u16 % 4), Distance::SameSwitch)],
+            ..Nic::new(format!("nic{index}"))
+        };
+        let nics: Vec<Nic> = budgets.iter().enumerate().map(nic).collect();
+        match plan(&buffers, &nics, &policy) {
+            Ok(found) => {
+                check(&buffers, &nics, &policy, &found)?;
+                let quality = bound::quality(&found, &buffers, &nics);
+                prop_assert!(quality >= 0.99, "{quality}");
+            }
+            Err(error) => prop_assert!(nics.iter().map(|nic| nic.pte_left).sum::<u64>() < pages, "{error}"),
         }
     }
 }
