@@ -115,16 +115,15 @@ impl AddressVector {
     /// [`Error::Call`] with what the provider said.
     pub fn open(domain: &Domain, options: AddressVectorOptions) -> Result<AddressVector, Error> {
         let mut status = 0;
-        // Tables where the provider has them; otherwise whatever it has.
-        let mut kinds = vec![sys::FI_AV_TABLE, sys::FI_AV_UNSPEC];
-        if domain.info().av_type() == sys::FI_AV_MAP {
-            kinds.insert(0, sys::FI_AV_MAP);
-        }
-        for kind in kinds {
+        // Tables where the provider has them; otherwise whatever it has. Some refuse a count that is above what they can
+        // have at all (shm: 256), so a wish that is not granted is withdrawn.
+        let map = (domain.info().av_type() == sys::FI_AV_MAP).then_some(sys::FI_AV_MAP);
+        let kinds = map.into_iter().chain([sys::FI_AV_TABLE, sys::FI_AV_UNSPEC]);
+        for (kind, count) in kinds.flat_map(|kind| [(kind, options.count), (kind, 0)]) {
             let mut attributes = sys::fi_av_attr {
                 type_: kind,
                 rx_ctx_bits: 0,
-                count: options.count,
+                count,
                 ep_per_node: 0,
                 name: ptr::null(),
                 map_addr: ptr::null_mut(),

@@ -494,6 +494,23 @@ impl Endpoint<Enabled> {
         self.state.receive.table.in_flight()
     }
 
+    /// Whether the provider has [`fetch_add`](Endpoint::fetch_add) and [`compare_swap`](Endpoint::compare_swap). Some
+    /// (`net` of libfabric 1.17) list the capability without having the operations.
+    pub fn has_atomics(&self) -> bool {
+        let valid = |ask: unsafe fn(*mut sys::fid_ep, sys::fi_datatype, sys::fi_op, *mut usize) -> c_int,
+                     op| {
+            let mut count = 0;
+            sealed::State::call(&self.state, |_| {
+                // SAFETY: the endpoint is open; the call only writes the count.
+                unsafe { ask(self.state.raw.as_ptr(), sys::FI_UINT64, op, &mut count) }
+            }) == Some(0)
+                && count > 0
+        };
+        self.info().capabilities().contains(Capabilities::ATOMIC)
+            && valid(sys::fi_fetch_atomicvalid, sys::FI_SUM)
+            && valid(sys::fi_compare_atomicvalid, sys::FI_CSWAP)
+    }
+
     /// The address vector that the endpoint looks peers up in.
     pub fn address_vector(&self) -> &AddressVector {
         &self.state.vector

@@ -478,7 +478,7 @@ impl Side {
     }
 
     fn atomics(&mut self) {
-        if !self.capabilities.contains(Capabilities::ATOMIC) {
+        if !self.node.endpoint.has_atomics() {
             return;
         }
         let peer = self.peer.clone();
