@@ -1,11 +1,18 @@
 //! Following a submitted batch to its end.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::peer::PeerInner;
+use crate::slice::Slice;
+use crate::stats::Counters;
+use crate::sync::lock;
 
 /// How one request of a batch stands.
 #[derive(Debug, Clone)]
@@ -18,55 +25,433 @@ pub enum Status {
     Failed(Error),
 }
 
+/// What the slices of a batch share. Pooled by the transport.
+pub(crate) struct BatchState {
+    inner: Mutex<BatchInner>,
+    changed: Condvar,
+    /// Slices that have not ended.
+    running: AtomicUsize,
+    /// Slices that may still touch memory, here or at the peer.
+    alive: AtomicUsize,
+    /// Some slice was let go of while its bytes may still be under way.
+    doubtful: AtomicBool,
+    counters: Arc<Counters>,
+}
+
+#[derive(Default)]
+struct BatchInner {
+    requests: Vec<RequestState>,
+    failed: usize,
+    waker: Option<Waker>,
+    answer: Vec<u8>,
+    peers: Vec<Arc<PeerInner>>,
+    sleepers: usize,
+    nudged: bool,
+    /// Wakes the waiter that blocks on its lanes' sockets.
+    poke: Option<Arc<crate::drive::Poke>>,
+}
+
+#[derive(Default)]
+struct RequestState {
+    running: u32,
+    error: Option<Error>,
+    /// Starts when it is the last one left and all others ended well.
+    gate: Option<Box<Slice>>,
+}
+
+/// A slice's duty to say how it ended. Dropping it unsaid ends it as disconnected, so no request is ever lost.
+pub(crate) struct Ticket {
+    batch: Arc<BatchState>,
+    index: u32,
+    ended: bool,
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ticket(request {})", self.index)
+    }
+}
+
+impl Ticket {
+    /// Says how the slice ended; the first word counts. A slice that was waiting for this one starts now.
+    pub(crate) fn end(&mut self, result: Result<(), Error>) -> Option<Box<Slice>> {
+        if std::mem::replace(&mut self.ended, true) {
+            return None;
+        }
+        self.batch.end(self.index, result)
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// What was sent may still be applied by the peer, and nobody will find out.
+    pub(crate) fn doubt(&self) {
+        self.batch.doubtful.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn batch(&self) -> &Arc<BatchState> {
+        &self.batch
+    }
+
+    /// Hands the answer of a call to whoever waits for it.
+    pub(crate) fn set_answer(&self, answer: &mut Vec<u8>) {
+        std::mem::swap(&mut lock(&self.batch.inner).answer, answer);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.ended {
+            // The slice was dropped with its transport.
+            self.end(Err(Error::ShutDown));
+        }
+        if self.batch.alive.fetch_sub(1, Ordering::Release) == 1 {
+            self.batch.wake(&lock(&self.batch.inner));
+        }
+    }
+}
+
+impl BatchState {
+    pub(crate) fn new(counters: Arc<Counters>) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Mutex::default(),
+            changed: Condvar::new(),
+            running: AtomicUsize::new(0),
+            alive: AtomicUsize::new(0),
+            doubtful: AtomicBool::new(false),
+            counters,
+        })
+    }
+
+    /// Prepares for `requests` requests; only while nobody else has it.
+    pub(crate) fn reset(&self, requests: usize) {
+        let mut inner = lock(&self.inner);
+        inner.requests.clear();
+        inner.requests.resize_with(requests, RequestState::default);
+        inner.failed = 0;
+        inner.waker = None;
+        inner.answer = Vec::new();
+        inner.peers.clear();
+        inner.nudged = false;
+        // One for the submitter, so that the batch cannot end while slices are still being added.
+        self.running.store(1, Ordering::Relaxed);
+        self.alive.store(0, Ordering::Relaxed);
+        self.doubtful.store(false, Ordering::Relaxed);
+    }
+
+    /// One more slice of a request.
+    pub(crate) fn ticket(self: &Arc<Self>, index: usize) -> Ticket {
+        lock(&self.inner).requests[index].running += 1;
+        self.running.fetch_add(1, Ordering::Relaxed);
+        self.alive.fetch_add(1, Ordering::Relaxed);
+        Ticket { batch: Arc::clone(self), index: index as u32, ended: false }
+    }
+
+    /// This slice starts when all others of the request have ended well.
+    pub(crate) fn set_gate(&self, index: usize, slice: Box<Slice>) {
+        lock(&self.inner).requests[index].gate = Some(slice);
+    }
+
+    pub(crate) fn add_peer(&self, peer: &Arc<PeerInner>) {
+        let mut inner = lock(&self.inner);
+        if !inner.peers.iter().any(|p| Arc::ptr_eq(p, peer)) {
+            inner.peers.push(Arc::clone(peer));
+        }
+    }
+
+    /// The submitter has added all slices.
+    pub(crate) fn seal(&self) {
+        self.one_less();
+    }
+
+    fn end(&self, index: u32, result: Result<(), Error>) -> Option<Box<Slice>> {
+        let mut inner = lock(&self.inner);
+        let BatchInner { requests, failed, .. } = &mut *inner;
+        let request = &mut requests[index as usize];
+        request.running -= 1;
+        if let Err(e) = result
+            && request.error.is_none()
+        {
+            request.error = Some(e);
+            *failed += 1;
+        }
+        let (mut start, mut drop_later) = (None, None);
+        if request.running == 1 && request.gate.is_some() {
+            match &request.error {
+                None => start = request.gate.take(),
+                Some(_) => drop_later = request.gate.take(),
+            }
+        }
+        if request.running == 0 {
+            let counter = match request.error {
+                None => &self.counters.requests_done,
+                Some(_) => &self.counters.requests_failed,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(inner);
+        drop(drop_later); // its ticket ends it too, which takes the lock
+        self.one_less();
+        start
+    }
+
+    fn one_less(&self) {
+        if self.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let mut inner = lock(&self.inner);
+            let waker = inner.waker.take();
+            self.wake(&inner);
+            drop(inner);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.running.load(Ordering::Acquire) == 0
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.alive.load(Ordering::Acquire) == 0
+    }
+
+    /// Wakes one sleeper, which is to drive a lane now.
+    pub(crate) fn nudge(&self) {
+        let mut inner = lock(&self.inner);
+        inner.nudged = true;
+        self.wake(&inner);
+    }
+
+    fn wake(&self, inner: &BatchInner) {
+        if inner.sleepers > 0 {
+            self.changed.notify_all();
+        }
+        if let Some(poke) = &inner.poke {
+            poke.poke();
+        }
+    }
+
+    /// Sleeps until `done`, a nudge, or the deadline.
+    fn sleep(&self, done: impl Fn(&Self) -> bool, deadline: Instant) {
+        let mut inner = lock(&self.inner);
+        while !done(self) && !inner.nudged {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            inner.sleepers += 1;
+            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+            inner.sleepers -= 1;
+        }
+        inner.nudged = false;
+    }
+
+    fn result(&self) -> Result<(), Error> {
+        let inner = lock(&self.inner);
+        if inner.failed == 0 {
+            return Ok(());
+        }
+        let first = inner.requests.iter().enumerate().find_map(|(i, r)| r.error.clone().map(|e| (i, e)));
+        match first {
+            None => Ok(()),
+            Some((_, error)) if inner.requests.len() == 1 => Err(error),
+            Some((index, error)) => Err(Error::Batch {
+                failed: inner.failed,
+                total: inner.requests.len(),
+                index,
+                source: Box::new(error),
+            }),
+        }
+    }
+
+    pub(crate) fn take_answer(&self) -> Vec<u8> {
+        std::mem::take(&mut lock(&self.inner).answer)
+    }
+
+    fn peers(&self, into: &mut Vec<Arc<PeerInner>>) {
+        into.extend(lock(&self.inner).peers.iter().cloned());
+    }
+
+    fn set_poke(&self, poke: Option<&Arc<crate::drive::Poke>>) {
+        lock(&self.inner).poke = poke.cloned();
+    }
+}
+
 /// A submitted batch. Each of its requests ends exactly once, at its deadline at the latest.
 ///
 /// Whoever [waits](Self::wait) drives the lanes of the batch on the waiting thread; polling and awaiting leave that to the
 /// I/O threads. Dropping the handle lets the requests run on.
-#[derive(Debug)]
-pub struct BatchHandle {}
+pub struct BatchHandle {
+    state: Arc<BatchState>,
+    pool: Arc<BatchPool>,
+}
 
 impl BatchHandle {
+    pub(crate) fn new(state: Arc<BatchState>, pool: Arc<BatchPool>) -> Self {
+        Self { state, pool }
+    }
+
+    pub(crate) fn state(&self) -> &Arc<BatchState> {
+        &self.state
+    }
+
     /// Number of requests.
     #[allow(clippy::len_without_is_empty)] // an empty batch has an empty answer; nobody asks
     pub fn len(&self) -> usize {
-        0
+        lock(&self.state.inner).requests.len()
     }
+
     /// Blocks until every request has ended; each has its deadline, so this ends.
     ///
     /// # Errors
     /// [`Error::Batch`] with the first error, or that error itself when the batch has one request.
     pub fn wait(&self) -> Result<(), Error> {
-        Err(Error::ShutDown)
+        loop {
+            if let Some(result) = self.wait_until(Instant::now() + Duration::from_secs(3600)) {
+                return result;
+            }
+        }
     }
+
     /// As [`wait`](Self::wait), but gives up at `deadline` with `None`; the requests run on.
     pub fn wait_until(&self, deadline: Instant) -> Option<Result<(), Error>> {
-        let _ = deadline;
-        None
+        if !self.drive(deadline, BatchState::has_ended) {
+            return None;
+        }
+        Some(self.state.result())
     }
+
+    /// Drives lanes on this thread, or sleeps while others do, until `done`.
+    fn drive(&self, deadline: Instant, done: fn(&BatchState) -> bool) -> bool {
+        let mut peers = crate::drive::Peers::take();
+        if done(&self.state) {
+            return true;
+        }
+        self.state.peers(&mut peers.list);
+        self.state.set_poke(peers.poke());
+        let mut in_time = true;
+        while !done(&self.state) && in_time {
+            if !peers.drive(&self.state, deadline, done) {
+                // Somebody else drives every lane that matters, or there is none yet.
+                self.state.sleep(done, deadline.min(Instant::now() + Duration::from_millis(100)));
+            }
+            in_time = Instant::now() < deadline;
+        }
+        self.state.set_poke(None);
+        if done(&self.state) {
+            return true;
+        }
+        self.leave_to_io(&peers.list);
+        false
+    }
+
+    fn leave_to_io(&self, peers: &[Arc<PeerInner>]) {
+        for peer in peers {
+            peer.leave_to_io();
+        }
+    }
+
     /// Whether all have ended, without blocking; `None` while some are running.
     pub fn poll(&self) -> Option<Result<(), Error>> {
+        if self.state.has_ended() {
+            return Some(self.state.result());
+        }
+        let mut peers = crate::drive::Peers::take();
+        self.state.peers(&mut peers.list);
+        self.leave_to_io(&peers.list);
         None
     }
+
     /// How one request stands. An index past the end is [`Error::Request`].
     pub fn status(&self, index: usize) -> Status {
-        let _ = index;
-        Status::Pending
+        match lock(&self.state.inner).requests.get(index) {
+            None => Status::Failed(Error::Request(format!("the batch has no request {index}"))),
+            Some(r) if r.running > 0 => Status::Pending,
+            Some(r) => r.error.clone().map_or(Status::Done, Status::Failed),
+        }
     }
+
     /// Ends every running request with [`Error::Cancelled`]. Bytes that are on their way may still arrive:
     /// [`quiesced`](Self::quiesced).
-    pub fn cancel(&self) {}
+    pub fn cancel(&self) {
+        let mut peers = crate::drive::Peers::take();
+        self.state.peers(&mut peers.list);
+        for peer in &peers.list {
+            peer.cancel(&self.state);
+        }
+    }
+
     /// Blocks until nobody, here or at the peers, touches memory for this batch any more; `false` if that is not certain
     /// at `deadline`. True at once after success. After a deadline or a cancellation the last bytes may still be on their
     /// way until the peer has answered or has closed the lane.
     pub fn quiesced(&self, deadline: Instant) -> bool {
-        let _ = deadline;
-        false
+        self.drive(deadline, BatchState::is_quiet) && !self.state.doubtful.load(Ordering::Acquire)
+    }
+}
+
+impl fmt::Debug for BatchHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BatchHandle({} slices running)", self.state.running.load(Ordering::Relaxed))
     }
 }
 
 impl Future for BatchHandle {
     type Output = Result<(), Error>;
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(Err(Error::ShutDown))
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        lock(&self.state.inner).waker = Some(context.waker().clone());
+        // Asked after the waker has been left, so that an end in between is seen by one or the other.
+        match Self::poll(&self) {
+            None => Poll::Pending,
+            Some(result) => Poll::Ready(result),
+        }
+    }
+}
+
+impl Drop for BatchHandle {
+    fn drop(&mut self) {
+        if !self.state.has_ended() {
+            let mut peers = crate::drive::Peers::take();
+            self.state.peers(&mut peers.list);
+            self.leave_to_io(&peers.list);
+        }
+        self.pool.give_back(&self.state);
+    }
+}
+
+/// Batch states that are not in use.
+pub(crate) struct BatchPool {
+    spare: Mutex<Vec<Arc<BatchState>>>,
+    counters: Arc<Counters>,
+}
+
+const MAX_SPARE: usize = 256;
+
+impl BatchPool {
+    pub(crate) fn new(counters: Arc<Counters>) -> Arc<Self> {
+        Arc::new(Self { spare: Mutex::default(), counters })
+    }
+
+    pub(crate) fn take(&self, requests: usize) -> Arc<BatchState> {
+        let mut spare = lock(&self.spare);
+        // The last slice of an ended batch may be about to let go of it: then the next one will do.
+        let free = spare.iter().rposition(|s| Arc::strong_count(s) == 1);
+        let state = free.map(|at| spare.swap_remove(at));
+        drop(spare);
+        let state = state.unwrap_or_else(|| BatchState::new(Arc::clone(&self.counters)));
+        state.reset(requests);
+        state
+    }
+
+    fn give_back(&self, state: &Arc<BatchState>) {
+        if !state.has_ended() {
+            return;
+        }
+        lock(&state.inner).peers.clear();
+        let mut spare = lock(&self.spare);
+        if spare.len() < MAX_SPARE {
+            spare.push(Arc::clone(state));
+        }
     }
 }

@@ -1,7 +1,12 @@
 //! What arrives without being asked for: immediates of writes, and notifications.
 
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::net::SocketAddr;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
+
+use crate::sync::lock;
 
 /// A write with an immediate has become visible, whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,55 +32,195 @@ pub struct Notification {
     pub session: u128,
 }
 
-/// The queue of [`Arrival`]s. Bounded by [`Limits::events`](crate::Limits); when it is full, writers wait.
-#[derive(Debug)]
-pub struct Arrivals {}
+/// A bounded queue that ends.
+struct Queue<T> {
+    state: Mutex<QueueState<T>>,
+    changed: Condvar,
+    limit: usize,
+}
 
-impl Arrivals {
-    /// The oldest, if there is one.
-    pub fn try_next(&self) -> Option<Arrival> {
-        None
+struct QueueState<T> {
+    items: VecDeque<T>,
+    closed: bool,
+}
+
+impl<T> Queue<T> {
+    fn new(limit: usize) -> Self {
+        let state = QueueState { items: VecDeque::new(), closed: false };
+        Self { state: Mutex::new(state), changed: Condvar::new(), limit }
     }
-    /// The oldest; `None` at the deadline or after shutdown.
-    pub fn next(&self, deadline: Instant) -> Option<Arrival> {
-        let _ = deadline;
-        None
+
+    fn offer(&self, item: T) -> bool {
+        let mut state = lock(&self.state);
+        if state.items.len() >= self.limit {
+            return false;
+        }
+        state.items.push_back(item);
+        drop(state);
+        self.changed.notify_one();
+        true
     }
-    /// Counts this immediate from now on instead of queueing it.
-    pub fn watch(&self, immediate: u64) -> Counter {
-        let _ = immediate;
-        Counter {}
+
+    fn try_next(&self) -> Option<T> {
+        lock(&self.state).items.pop_front()
+    }
+
+    fn next(&self, deadline: Instant) -> Option<T> {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(item) = state.items.pop_front() {
+                return Some(item);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.closed {
+                return None;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn close(&self) {
+        lock(&self.state).closed = true;
+        self.changed.notify_all();
     }
 }
 
-/// Counts the arrivals of one immediate; they go to the queue again when it is dropped.
-#[derive(Debug)]
-pub struct Counter {}
+/// The queue of [`Arrival`]s. Bounded by [`Limits::events`](crate::Limits); when it is full, writers wait.
+pub struct Arrivals {
+    queue: Queue<Arrival>,
+    watched: Arc<Watched>,
+}
+
+impl fmt::Debug for Arrivals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Arrivals({} waiting)", lock(&self.queue.state).items.len())
+    }
+}
+
+#[derive(Default)]
+struct Watched {
+    counts: Mutex<HashMap<u64, (u64, usize)>>,
+    changed: Condvar,
+}
+
+impl Arrivals {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { queue: Queue::new(limit), watched: Arc::default() }
+    }
+
+    /// False if there is no room.
+    pub(crate) fn offer(&self, arrival: Arrival) -> bool {
+        let mut counts = lock(&self.watched.counts);
+        if let Some((count, _)) = counts.get_mut(&arrival.immediate) {
+            *count += 1;
+            drop(counts);
+            self.watched.changed.notify_all();
+            return true;
+        }
+        drop(counts);
+        self.queue.offer(arrival)
+    }
+
+    pub(crate) fn close(&self) {
+        self.queue.close();
+    }
+
+    /// The oldest, if there is one.
+    pub fn try_next(&self) -> Option<Arrival> {
+        self.queue.try_next()
+    }
+
+    /// The oldest; `None` at the deadline or after shutdown.
+    pub fn next(&self, deadline: Instant) -> Option<Arrival> {
+        self.queue.next(deadline)
+    }
+
+    /// Counts this immediate from now on instead of queueing it. Watching the same value twice gives the same count.
+    pub fn watch(&self, immediate: u64) -> Counter {
+        lock(&self.watched.counts).entry(immediate).or_insert((0, 0)).1 += 1;
+        Counter { immediate, watched: Arc::clone(&self.watched) }
+    }
+}
+
+/// Counts the arrivals of one immediate; they go to the queue again when the last counter of it is dropped.
+pub struct Counter {
+    immediate: u64,
+    watched: Arc<Watched>,
+}
+
+impl fmt::Debug for Counter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Counter({:#x}: {})", self.immediate, self.value())
+    }
+}
 
 impl Counter {
     /// Arrivals so far.
     pub fn value(&self) -> u64 {
-        0
+        lock(&self.watched.counts).get(&self.immediate).map_or(0, |c| c.0)
     }
+
     /// Blocks until there have been `at_least`; `false` at the deadline.
     pub fn wait(&self, at_least: u64, deadline: Instant) -> bool {
-        let _ = (at_least, deadline);
-        false
+        let mut counts = lock(&self.watched.counts);
+        loop {
+            if counts.get(&self.immediate).map_or(0, |c| c.0) >= at_least {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            counts =
+                self.watched.changed.wait_timeout(counts, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        let mut counts = lock(&self.watched.counts);
+        if let Some((_, watchers)) = counts.get_mut(&self.immediate) {
+            *watchers -= 1;
+            if *watchers == 0 {
+                counts.remove(&self.immediate);
+            }
+        }
     }
 }
 
 /// The queue of [`Notification`]s. Bounded by [`Limits::events`](crate::Limits); when it is full, senders wait.
-#[derive(Debug)]
-pub struct Notifications {}
+pub struct Notifications {
+    queue: Queue<Notification>,
+}
+
+impl fmt::Debug for Notifications {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Notifications({} waiting)", lock(&self.queue.state).items.len())
+    }
+}
 
 impl Notifications {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { queue: Queue::new(limit) }
+    }
+
+    /// False if there is no room.
+    pub(crate) fn offer(&self, notification: Notification) -> bool {
+        self.queue.offer(notification)
+    }
+
+    pub(crate) fn close(&self) {
+        self.queue.close();
+    }
+
     /// The oldest, if there is one.
     pub fn try_next(&self) -> Option<Notification> {
-        None
+        self.queue.try_next()
     }
+
     /// The oldest; `None` at the deadline or after shutdown.
     pub fn next(&self, deadline: Instant) -> Option<Notification> {
-        let _ = deadline;
-        None
+        self.queue.next(deadline)
     }
 }

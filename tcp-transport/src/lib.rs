@@ -2,18 +2,38 @@
 
 #![deny(unsafe_code)]
 
+mod accepting;
 mod batch;
+mod cipher;
+mod context;
+mod decoder;
+mod dialling;
+mod drive;
 mod error;
 mod events;
+mod handshake;
+mod host;
+mod initiator;
+mod io;
+mod lane;
 mod memory;
 mod peer;
 mod region;
 mod request;
+mod responder;
 mod seam;
+mod server_lane;
+mod service;
 mod settings;
+mod slice;
+mod socket;
 mod stats;
+mod submit;
 mod sync;
 mod transport;
+mod window;
+mod wire;
+mod workers;
 
 pub use batch::{BatchHandle, Status};
 pub use error::{Error, Refusal};

@@ -1,10 +1,31 @@
-//! A peer: another transport, reached by the address that it listens on.
+//! A peer: another transport, reached by the address that it listens on. Its lanes, what waits for one, and what to do when
+//! one is lost.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
+use crate::batch::{BatchHandle, BatchState, Ticket};
+use crate::context::Context;
 use crate::error::Error;
+use crate::initiator::{Control, Leavings};
+use crate::io::{IoShared, Message};
+use crate::lane::Lane;
+use crate::service::Service;
+use crate::slice::Slice;
+use crate::stats::Counters;
+use crate::sync::{lock, random_u64};
+use crate::window::Window;
+use crate::wire::Kind;
+
+/// First pause after a failed connection; doubles up to [`MAX_BACKOFF`], each time shortened at random by up to half.
+const MIN_BACKOFF: Duration = Duration::from_millis(20);
+/// Most lanes to one peer.
+pub(crate) const MAX_LANES: usize = 16;
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
 /// Which way the bytes of a peer's requests go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,7 +37,7 @@ pub enum Path {
     Net,
     /// Another process on this host: the region's owner copies between the two processes.
     Host,
-    /// This very transport: a plain copy.
+    /// A transport of this very process: a plain copy.
     Loopback,
 }
 
@@ -34,57 +55,784 @@ impl fmt::Display for Path {
 /// Another transport. Clones are the same peer. Lanes open on demand, stay open, and reopen by themselves.
 #[derive(Clone)]
 pub struct Peer {
-    addr: SocketAddr,
+    pub(crate) inner: Arc<PeerInner>,
 }
 
 impl Peer {
     /// The address that it listens on.
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.inner.addr
     }
+
     /// Which way bytes go to it at the moment.
     pub fn path(&self) -> Path {
-        Path::Unknown
+        if self.inner.is_loopback() {
+            return Path::Loopback;
+        }
+        let state = lock(&self.inner.state);
+        match state.lanes.first() {
+            None => Path::Unknown,
+            Some(lane) if lane.is_host() => Path::Host,
+            Some(_) => Path::Net,
+        }
     }
+
     /// Opens the lanes now rather than with the first request, and waits until one is up; returns the path.
     ///
     /// # Errors
     /// [`Error::Timeout`] with the last thing that went wrong, [`Error::Authentication`], [`Error::ShutDown`].
     pub fn connect(&self, deadline: Instant) -> Result<Path, Error> {
-        let _ = deadline;
-        Err(Error::ShutDown)
+        self.ping(deadline)?;
+        Ok(self.path())
     }
+
     /// One round trip to the peer's I/O thread.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
     pub fn ping(&self, deadline: Instant) -> Result<Duration, Error> {
-        let _ = deadline;
-        Err(Error::ShutDown)
+        let start = Instant::now();
+        self.ask(Kind::Ping, &[], deadline)?;
+        Ok(start.elapsed())
     }
+
     /// Puts `bytes` into the peer's queue of notifications, exactly once, and returns when they are there.
     ///
     /// # Errors
     /// As [`connect`](Self::connect); [`Error::Refused`] when they are too long, [`Error::Timeout`] while its queue is full.
     pub fn notify(&self, bytes: &[u8], deadline: Instant) -> Result<(), Error> {
-        let _ = (bytes, deadline);
-        Err(Error::ShutDown)
+        self.ask(Kind::Notify, bytes, deadline).map(drop)
     }
+
     /// Has the peer's [`Handler`](crate::Handler) answer `request`. At most once: a call whose connection is lost after it
     /// was delivered fails with [`Error::AnswerLost`] rather than being run again.
     ///
     /// # Errors
     /// As [`connect`](Self::connect); [`Error::Call`] with the handler's words; [`Error::AnswerLost`].
     pub fn call(&self, request: &[u8], deadline: Instant) -> Result<Vec<u8>, Error> {
-        let _ = (request, deadline);
-        Err(Error::ShutDown)
+        self.ask(Kind::Call, request, deadline)
     }
+
     /// Closes all lanes; requests in flight fail with [`Error::Disconnected`]. The next request opens new ones.
-    pub fn disconnect(&self) {}
+    pub fn disconnect(&self) {
+        self.inner.close(false);
+    }
+
+    fn ask(&self, kind: Kind, message: &[u8], deadline: Instant) -> Result<Vec<u8>, Error> {
+        let context = &self.inner.context;
+        if context.is_closed() {
+            return Err(Error::ShutDown);
+        }
+        let limit = context.settings.limits.message;
+        if message.len() > limit {
+            return Err(Error::Request(format!(
+                "{} bytes are more than the limit of {limit}",
+                message.len()
+            )));
+        }
+        let mut slice = Slice { kind, message: message.to_vec(), ..Slice::empty(deadline) };
+        if kind != Kind::Ping {
+            slice.event = Some(self.inner.take_event()?);
+        }
+        let batch = context.pool.take(1);
+        slice.ticket = Some(batch.ticket(0));
+        batch.add_peer(&self.inner);
+        let mut touched = Touched::default();
+        let mut state = lock(&self.inner.state);
+        self.inner.place(&mut state, slice, &mut touched, &mut Share::single());
+        drop(state);
+        batch.seal();
+        self.inner.flush(touched, false);
+        let handle = BatchHandle::new(batch, Arc::clone(&context.pool));
+        handle.wait()?;
+        Ok(handle.state().take_answer())
+    }
 }
 
 impl fmt::Debug for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Peer({} path={})", self.addr, self.path())
+        write!(f, "Peer({} path={})", self.addr(), self.path())
     }
+}
+
+/// The lanes that a placement has put something on.
+#[derive(Default)]
+pub(crate) struct Touched {
+    lanes: [Option<Arc<Lane>>; MAX_LANES],
+}
+
+impl Touched {
+    fn add(&mut self, lane: &Arc<Lane>) {
+        for slot in &mut self.lanes {
+            match slot {
+                Some(known) if Arc::ptr_eq(known, lane) => return,
+                Some(_) => {}
+                None => {
+                    *slot = Some(Arc::clone(lane));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// How a submission is spread: which lane comes first, and after how many bytes the next one's turn is.
+pub(crate) struct Share {
+    lane: usize,
+    bytes: u64,
+    quota: u64,
+}
+
+impl Share {
+    /// Everything on the lane of the calling thread.
+    pub(crate) fn single() -> Self {
+        Self { lane: thread_number(), bytes: 0, quota: u64::MAX }
+    }
+
+    /// `total` bytes over `lanes`, but not in smaller parts than `stripe`.
+    pub(crate) fn spread(total: u64, lanes: usize, stripe: u64) -> Self {
+        let quota = total.div_ceil(lanes.max(1) as u64).max(stripe);
+        Self { lane: thread_number(), bytes: 0, quota }
+    }
+}
+
+/// Numbers threads, so that several submitters begin with different lanes.
+fn thread_number() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    NUMBER.with(|n| *n)
+}
+
+pub(crate) struct PeerInner {
+    me: Weak<Self>,
+    addr: SocketAddr,
+    pub(crate) context: Arc<Context>,
+    /// The thread that looks at deadlines and connects.
+    home: Arc<IoShared>,
+    state: Mutex<PeerState>,
+    /// Slices in `PeerState::pending` and `delayed`.
+    waiting: AtomicUsize,
+    events: Mutex<Window>,
+    loopback: Mutex<Option<Weak<Service>>>,
+    is_loopback: AtomicBool,
+}
+
+#[derive(Default)]
+pub(crate) struct PeerState {
+    lanes: Vec<Arc<Lane>>,
+    /// Waiting for a lane with room, in order.
+    pending: VecDeque<Slice>,
+    /// Waiting because the peer was busy.
+    delayed: Vec<Slice>,
+    recovering: Vec<Recovery>,
+    spare: Vec<Slice>,
+    dialling: usize,
+    failures: u32,
+    next_dial: Option<Instant>,
+    last_error: Option<Error>,
+    session: Option<u128>,
+}
+
+/// A lost lane whose slices may be retried when the peer has confirmed that nothing more of it will be applied.
+struct Recovery {
+    lane: u64,
+    session: u128,
+    slices: Vec<Slice>,
+    /// The lane that the question was asked on.
+    asked_on: Option<u64>,
+}
+
+impl PeerInner {
+    pub(crate) fn new(addr: SocketAddr, context: &Arc<Context>) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            addr,
+            context: Arc::clone(context),
+            home: context.next_io(),
+            state: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            events: Mutex::default(),
+            loopback: Mutex::new(None),
+            is_loopback: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub(crate) fn set_loopback(&self, service: Option<Weak<Service>>) {
+        self.is_loopback.store(service.is_some(), Ordering::Release);
+        *lock(&self.loopback) = service;
+    }
+
+    pub(crate) fn is_loopback(&self) -> bool {
+        self.is_loopback.load(Ordering::Acquire)
+    }
+
+    /// The peer, when it lives in this process.
+    pub(crate) fn loopback(&self) -> Option<Arc<Service>> {
+        if !self.is_loopback() {
+            return None;
+        }
+        lock(&self.loopback).as_ref().and_then(Weak::upgrade)
+    }
+
+    /// The next number for something that must be delivered once.
+    pub(crate) fn take_event(&self) -> Result<u64, Error> {
+        let limit = crate::window::MAX_WINDOW as usize;
+        lock(&self.events).take().ok_or(Error::QueueFull { queued: limit, limit })
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, PeerState> {
+        lock(&self.state)
+    }
+
+    // ---- placing slices on lanes ---------------------------------------------------------------------------------
+
+    /// An empty slice to fill.
+    pub(crate) fn spare(state: &mut PeerState, now: Instant) -> Slice {
+        state.spare.pop().unwrap_or_else(|| Slice::empty(now))
+    }
+
+    pub(crate) fn lane_count(state: &PeerState) -> usize {
+        state.lanes.len()
+    }
+
+    /// Slices that wait for a lane.
+    pub(crate) fn queued(&self) -> usize {
+        self.waiting.load(Ordering::Acquire)
+    }
+
+    /// Puts a slice on a lane, or behind those that wait for one.
+    pub(crate) fn place(
+        &self,
+        state: &mut PeerState,
+        mut slice: Slice,
+        touched: &mut Touched,
+        share: &mut Share,
+    ) {
+        if state.pending.is_empty() && self.try_place(state, &mut slice, touched, share) {
+            slice.clear();
+            if state.spare.len() < 1024 {
+                state.spare.push(slice);
+            }
+            return;
+        }
+        state.pending.push_back(slice);
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        if state.lanes.is_empty() {
+            self.home.send(Message::Watch(self.me.clone()));
+        }
+    }
+
+    fn try_place(
+        &self,
+        state: &mut PeerState,
+        slice: &mut Slice,
+        touched: &mut Touched,
+        share: &mut Share,
+    ) -> bool {
+        let count = state.lanes.len();
+        let bytes = slice.bytes;
+        if share.bytes >= share.quota {
+            share.bytes = 0;
+            share.lane += 1;
+        }
+        for step in 0..count {
+            let lane = &state.lanes[(share.lane + step) % count];
+            if !lane.is_usable() {
+                continue;
+            }
+            let mut core = lane.core();
+            if !lane.has_room(&core, bytes) {
+                continue;
+            }
+            let floor = if slice.event.is_some() { lock(&self.events).floor() } else { 0 };
+            slice.kind = match (slice.kind, lane.is_host() && slice.is_host_capable()) {
+                (Kind::Read | Kind::HostRead, true) => Kind::HostRead,
+                (Kind::Read | Kind::HostRead, false) => Kind::Read,
+                (Kind::Write | Kind::HostWrite, true) => Kind::HostWrite,
+                (Kind::Write | Kind::HostWrite, false) => Kind::Write,
+                (other, _) => other,
+            };
+            core.push(slice, floor);
+            lane.publish(&core);
+            drop(core);
+            touched.add(lane);
+            share.lane += step;
+            share.bytes += bytes;
+            return true;
+        }
+        false
+    }
+
+    /// Sends what has been placed. Unless the caller is going to drive the lanes, an I/O thread is armed for what does not
+    /// fit the sockets.
+    pub(crate) fn flush(self: &Arc<Self>, touched: Touched, arm: bool) {
+        for lane in touched.lanes.into_iter().flatten() {
+            if let Err(cause) = lane.flush() {
+                self.lane_lost(&lane, &cause);
+            } else if arm && !lane.is_driven() {
+                lane.arm_if_needed();
+            }
+        }
+    }
+
+    /// Moves waiting slices to lanes that have room again.
+    pub(crate) fn dispatch(self: &Arc<Self>) {
+        if self.waiting.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut state = lock(&self.state);
+        let mut touched = Touched::default();
+        let stripe = self.context.settings.stripe_bytes;
+        let mut share = Share { quota: stripe, ..Share::single() };
+        while let Some(mut slice) = state.pending.pop_front() {
+            if slice.ticket.as_ref().is_none_or(|t| t.has_ended()) {
+                self.discard(slice);
+                continue;
+            }
+            if !self.try_place(&mut state, &mut slice, &mut touched, &mut share) {
+                state.pending.push_front(slice);
+                break;
+            }
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+            slice.clear();
+            state.spare.push(slice);
+        }
+        drop(state);
+        self.flush(touched, true);
+    }
+
+    fn discard(&self, slice: Slice) {
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.finish_event(slice.event);
+    }
+
+    fn finish_event(&self, event: Option<u64>) {
+        if let Some(event) = event {
+            lock(&self.events).finish(event);
+        }
+    }
+
+    /// Sees to what a lane has left behind.
+    pub(crate) fn tidy(self: &Arc<Self>, lane: &Arc<Lane>, leavings: &mut Leavings) {
+        if leavings.is_empty() {
+            return;
+        }
+        {
+            let mut events = lock(&self.events);
+            leavings.finished_events.drain(..).for_each(|e| events.finish(e));
+        }
+        let mut touched = Touched::default();
+        if !leavings.next.is_empty() || !leavings.later.is_empty() {
+            let mut state = lock(&self.state);
+            for slice in leavings.next.drain(..) {
+                self.place(&mut state, slice, &mut touched, &mut Share::single());
+            }
+            for slice in leavings.later.drain(..) {
+                state.delayed.push(slice);
+                self.waiting.fetch_add(1, Ordering::AcqRel);
+                self.home.send(Message::Watch(Arc::downgrade(self)));
+            }
+        }
+        self.flush(touched, true);
+        for control in std::mem::take(&mut leavings.control) {
+            match control {
+                Control::GoAway => {
+                    lane.drain();
+                    lane.leave_to_io();
+                    lock(&self.state).lanes.retain(|l| !Arc::ptr_eq(l, lane));
+                }
+                Control::HostProbed(ok) => {
+                    lane.set_host(ok);
+                    self.lane_up(lane);
+                }
+                Control::Superseded(number) => self.recover(number),
+            }
+        }
+    }
+
+    // ---- lanes that come and go ----------------------------------------------------------------------------------
+
+    /// A connection has finished its handshake.
+    pub(crate) fn lane_ready(lane: &Arc<Lane>) {
+        let Some(peer) = lane.peer.upgrade() else { return };
+        if lane.in_flight() == 0 {
+            peer.lane_up(lane);
+            return;
+        }
+        // The host probe is out: the lane counts when it is answered.
+        match lane.flush() {
+            Ok(()) => lane.leave_to_io(),
+            Err(cause) => peer.lane_lost(lane, &cause),
+        }
+    }
+
+    fn lane_up(self: &Arc<Self>, lane: &Arc<Lane>) {
+        let mut state = lock(&self.state);
+        state.dialling = state.dialling.saturating_sub(1);
+        state.failures = 0;
+        state.next_dial = None;
+        state.last_error = None;
+        let closed = self.context.is_closed();
+        if state.session.replace(lane.session).is_some_and(|s| s != lane.session) {
+            tracing::info!(peer = %self.addr, "the peer has been restarted");
+        }
+        // Slices that may have reached another process must not be sent to this one.
+        let mut orphans = Vec::new();
+        state.recovering.retain_mut(|r| {
+            let same = r.session == lane.session;
+            if !same {
+                orphans.append(&mut r.slices);
+            }
+            same
+        });
+        if !closed {
+            state.lanes.push(Arc::clone(lane));
+        }
+        self.ask_supersede(&mut state, lane);
+        drop(state);
+        for slice in orphans {
+            self.end(slice, Error::PeerRestarted { peer: self.addr });
+        }
+        if closed {
+            self.lane_lost(lane, "shut down");
+            return;
+        }
+        if let Err(cause) = lane.flush() {
+            self.lane_lost(lane, &cause);
+            return;
+        }
+        lane.leave_to_io();
+        self.dispatch();
+        self.want_lanes();
+    }
+
+    /// Asks the peer to close the lanes that were lost, on a lane that is up.
+    fn ask_supersede(&self, state: &mut PeerState, lane: &Arc<Lane>) {
+        let deadline = Instant::now() + Duration::from_secs(3600); // the lane's stall limit comes first
+        for recovery in state.recovering.iter_mut().filter(|r| r.asked_on.is_none()) {
+            recovery.asked_on = Some(lane.number);
+            let mut core = lane.core();
+            core.push(&mut Slice::control(Kind::Supersede, recovery.lane, deadline), 0);
+            lane.publish(&core);
+        }
+    }
+
+    /// The peer has confirmed the end of a lost lane.
+    fn recover(self: &Arc<Self>, number: u64) {
+        let mut state = lock(&self.state);
+        let Some(at) = state.recovering.iter().position(|r| r.lane == number) else { return };
+        let recovery = state.recovering.swap_remove(at);
+        for slice in recovery.slices {
+            if slice.ticket.as_ref().is_none_or(|t| t.has_ended()) {
+                self.finish_event(slice.event);
+                continue; // its owner has given up; now it is quiet too
+            }
+            Counters::add(&self.context.counters.retries, 1);
+            state.pending.push_back(slice);
+            self.waiting.fetch_add(1, Ordering::AcqRel);
+        }
+        drop(state);
+        self.dispatch();
+    }
+
+    /// A lane has ended. What was in flight on it is retried, if that is safe, until its deadline.
+    pub(crate) fn lane_lost(self: &Arc<Self>, lane: &Arc<Lane>, cause: &str) {
+        if !lane.end() {
+            return;
+        }
+        let slices = {
+            let mut core = lane.core();
+            let slices = core.initiator.lost();
+            lane.publish(&core);
+            slices
+        };
+        Counters::add(&self.context.counters.lanes_lost, 1);
+        if slices.is_empty() {
+            tracing::debug!(peer = %self.addr, lane = lane.number, "lane ended: {cause}");
+        } else {
+            tracing::info!(peer = %self.addr, lane = lane.number, requests = slices.len(), "lane lost: {cause}");
+        }
+        let closed = self.context.is_closed();
+        let error = match closed {
+            true => Error::ShutDown,
+            false => Error::Disconnected { peer: self.addr, detail: cause.to_owned() },
+        };
+        let mut state = lock(&self.state);
+        let was_up = state.lanes.iter().any(|l| Arc::ptr_eq(l, lane));
+        state.lanes.retain(|l| !Arc::ptr_eq(l, lane));
+        if !was_up && !lane.is_draining() {
+            // It never came up: a failed connection.
+            state.dialling = state.dialling.saturating_sub(1);
+            state.failures += 1;
+            state.next_dial = Some(Instant::now() + backoff(state.failures));
+        }
+        state.last_error = Some(error.clone());
+        for recovery in &mut state.recovering {
+            if recovery.asked_on == Some(lane.number) {
+                recovery.asked_on = None;
+            }
+        }
+        let mut touched = Touched::default();
+        let mut ended = Vec::new();
+        let mut retry = Vec::new();
+        for (slice, touched) in slices {
+            if closed {
+                ended.push(slice);
+            } else if touched {
+                retry.push(slice);
+            } else {
+                state.pending.push_back(slice);
+                self.waiting.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+        if !retry.is_empty() {
+            let recovery =
+                Recovery { lane: lane.number, session: lane.session, slices: retry, asked_on: None };
+            state.recovering.push(recovery);
+        }
+        let up = state.lanes.iter().find(|l| l.is_usable()).cloned();
+        if let Some(up) = up {
+            self.ask_supersede(&mut state, &up);
+            touched.add(&up);
+        }
+        drop(state);
+        for slice in ended {
+            self.end(slice, error.clone());
+        }
+        for up in touched.lanes.iter().flatten() {
+            // The answer is wanted by nobody in particular, so the I/O thread is to see to it.
+            let _ = up.flush();
+            up.leave_to_io();
+        }
+        self.dispatch();
+        self.want_lanes();
+    }
+
+    fn end(&self, mut slice: Slice, error: Error) {
+        self.finish_event(slice.event);
+        slice.local = None;
+        if let Some(mut ticket) = slice.ticket.take() {
+            drop(ticket.end(Err(error)));
+        }
+    }
+
+    /// A connection could not be made.
+    pub(crate) fn dial_failed(self: &Arc<Self>, error: Error) {
+        let mut state = lock(&self.state);
+        state.dialling = state.dialling.saturating_sub(1);
+        state.failures += 1;
+        state.next_dial = Some(Instant::now() + backoff(state.failures));
+        tracing::debug!(peer = %self.addr, failures = state.failures, "no connection: {error}");
+        // Trying again does not make two secrets equal.
+        let hopeless =
+            matches!(error, Error::Authentication { .. } | Error::Protocol { .. }) && state.lanes.is_empty();
+        let mut ended = Vec::new();
+        if hopeless || self.context.is_closed() {
+            ended.extend(state.pending.drain(..));
+            ended.append(&mut state.delayed);
+            self.waiting.store(0, Ordering::Release);
+            for recovery in &mut state.recovering {
+                ended.append(&mut recovery.slices);
+            }
+            state.recovering.clear();
+        }
+        state.last_error = Some(error.clone());
+        drop(state);
+        for slice in ended {
+            self.end(slice, error.clone());
+        }
+        self.home.send(Message::Watch(Arc::downgrade(self)));
+    }
+
+    fn want_lanes(self: &Arc<Self>) {
+        let state = lock(&self.state);
+        let few = state.lanes.len() + state.dialling < self.context.settings.lanes;
+        drop(state);
+        if few {
+            self.home.send(Message::Watch(Arc::downgrade(self)));
+        }
+    }
+
+    /// Looks at deadlines and connects; from the home thread. Returns whether there is more to look at.
+    pub(crate) fn tick(self: &Arc<Self>, now: Instant) -> bool {
+        let mut state = lock(&self.state);
+        let closed = self.context.is_closed();
+        let mut ended = Vec::new();
+        let detail = state.last_error.as_ref().map(ToString::to_string).unwrap_or_default();
+        let timeout = |phase| Error::Timeout { peer: self.addr, phase, detail: detail.clone() };
+        let phase =
+            if state.lanes.is_empty() { "waiting for a connection" } else { "waiting for a free lane" };
+        let overdue = |s: &Slice| s.deadline <= now || closed;
+        for _ in 0..state.pending.len() {
+            let Some(slice) = state.pending.pop_front() else { break };
+            if overdue(&slice) {
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+                ended.push((slice, timeout(phase)));
+            } else {
+                state.pending.push_back(slice);
+            }
+        }
+        let mut at = 0;
+        while at < state.delayed.len() {
+            let slice = &state.delayed[at];
+            if overdue(slice) {
+                let slice = state.delayed.swap_remove(at);
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+                ended.push((slice, timeout("the peer's queue was full")));
+            } else if slice.not_before.is_none_or(|t| t <= now) {
+                let slice = state.delayed.swap_remove(at);
+                state.pending.push_back(slice);
+            } else {
+                at += 1;
+            }
+        }
+        for recovery in &mut state.recovering {
+            for slice in recovery.slices.iter_mut().filter(|s| s.deadline <= now) {
+                // The slice stays: it is not quiet until the peer has closed the lane.
+                if let Some(ticket) = &mut slice.ticket {
+                    drop(ticket.end(Err(timeout("waiting for a new connection after one was lost"))));
+                }
+            }
+        }
+        if closed {
+            for recovery in std::mem::take(&mut state.recovering) {
+                ended.extend(recovery.slices.into_iter().map(|s| (s, Error::ShutDown)));
+            }
+        }
+        let wanted = !state.pending.is_empty() || !state.recovering.is_empty() || !state.lanes.is_empty();
+        let target = match (state.lanes.is_empty(), state.failures) {
+            // One at a time until one succeeds.
+            (true, _) => 1,
+            (false, _) => self.context.settings.lanes,
+        };
+        let mut dials = 0;
+        if wanted && !closed && state.next_dial.is_none_or(|t| t <= now) {
+            dials = target.saturating_sub(state.lanes.len() + state.dialling);
+            state.dialling += dials;
+        }
+        let more = !state.pending.is_empty()
+            || !state.delayed.is_empty()
+            || !state.recovering.is_empty()
+            || (!state.lanes.is_empty() && state.lanes.len() < self.context.settings.lanes);
+        drop(state);
+        for (slice, error) in ended {
+            self.end(slice, if closed { Error::ShutDown } else { error });
+        }
+        for _ in 0..dials {
+            self.context.next_io().send(Message::Dial(Arc::clone(self)));
+        }
+        self.dispatch();
+        more && !closed
+    }
+
+    // ---- for those who wait --------------------------------------------------------------------------------------
+
+    pub(crate) fn lanes(&self, mut each: impl FnMut(&Arc<Lane>)) {
+        lock(&self.state).lanes.iter().for_each(&mut each);
+    }
+
+    /// Nobody is going to drive the lanes: the I/O threads are to.
+    pub(crate) fn leave_to_io(&self) {
+        let lanes = lock(&self.state).lanes.clone();
+        lanes.iter().for_each(|lane| lane.leave_to_io());
+        if self.queued() > 0 {
+            self.home.send(Message::Watch(self.me.clone()));
+        }
+    }
+
+    /// Ends the requests of a batch.
+    pub(crate) fn cancel(self: &Arc<Self>, batch: &Arc<BatchState>) {
+        let of_batch = |s: &Slice| s.ticket.as_ref().is_some_and(|t| Arc::ptr_eq(t.batch(), batch));
+        let mut state = lock(&self.state);
+        let lanes = state.lanes.clone();
+        let mut ended = Vec::new();
+        for _ in 0..state.pending.len() {
+            match state.pending.pop_front() {
+                Some(slice) if of_batch(&slice) => ended.push(slice),
+                Some(slice) => state.pending.push_back(slice),
+                None => break,
+            }
+        }
+        let (gone, kept) = std::mem::take(&mut state.delayed).into_iter().partition(|s| of_batch(s));
+        state.delayed = kept;
+        ended.extend::<Vec<_>>(gone);
+        self.waiting.fetch_sub(ended.len(), Ordering::AcqRel);
+        for recovery in &mut state.recovering {
+            for slice in recovery.slices.iter_mut().filter(|s| of_batch(s)) {
+                if let Some(ticket) = &mut slice.ticket {
+                    drop(ticket.end(Err(Error::Cancelled)));
+                }
+            }
+        }
+        drop(state);
+        for slice in ended {
+            self.end(slice, Error::Cancelled);
+        }
+        for lane in lanes {
+            let mut core = lane.core();
+            core.initiator.cancel(batch);
+            lane.publish(&core);
+            drop(core);
+            let _ = lane.flush();
+            lane.leave_to_io();
+        }
+    }
+
+    /// Whether nothing is in flight or waiting.
+    pub(crate) fn is_idle(&self) -> bool {
+        let state = lock(&self.state);
+        state.pending.is_empty()
+            && state.delayed.is_empty()
+            && state.recovering.is_empty()
+            && state.lanes.iter().all(|l| l.in_flight() == 0)
+    }
+
+    /// Closes all lanes and ends everything.
+    pub(crate) fn close(self: &Arc<Self>, shut_down: bool) {
+        let (lanes, ended) = {
+            let mut state = lock(&self.state);
+            let mut ended: Vec<Slice> = state.pending.drain(..).collect();
+            ended.append(&mut state.delayed);
+            self.waiting.fetch_sub(ended.len(), Ordering::AcqRel);
+            for mut recovery in std::mem::take(&mut state.recovering) {
+                recovery.slices.iter().flat_map(|s| &s.ticket).for_each(Ticket::doubt);
+                ended.append(&mut recovery.slices);
+            }
+            (std::mem::take(&mut state.lanes), ended)
+        };
+        let error = || match shut_down {
+            true => Error::ShutDown,
+            false => Error::Disconnected { peer: self.addr, detail: "disconnected by its user".into() },
+        };
+        for slice in ended {
+            self.end(slice, error());
+        }
+        for lane in lanes {
+            if lane.end() {
+                let mut core = lane.core();
+                let slices = core.initiator.lost();
+                lane.publish(&core);
+                drop(core);
+                for (mut slice, touched) in slices {
+                    if touched && let Some(ticket) = &slice.ticket {
+                        // Nobody will ever ask the peer whether it has closed this lane.
+                        ticket.doubt();
+                    }
+                    slice.local = None;
+                    self.end(slice, error());
+                }
+            }
+        }
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    let full = MIN_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(MAX_BACKOFF);
+    full / 2 + full.mul_f64((random_u64() % 1024) as f64 / 2048.0)
 }

@@ -184,6 +184,10 @@ impl<'a> Parts<'a> {
         }
     }
 
+    pub(crate) fn push_bytes(&mut self, bytes: &'a mut [u8]) {
+        self.push(bytes.as_mut_ptr(), bytes.len());
+    }
+
     /// Adds registered memory, to be sent from or received into.
     pub(crate) fn push_memory(&mut self, memory: &'a dyn Memory, offset: usize, len: usize) {
         self.push(pointer(memory, offset, len), len);
@@ -214,25 +218,18 @@ impl<'a> Gather<'a> {
         self.0.push_memory(memory, offset, len);
     }
 
-    /// Copies the parts into `out` instead of sending them, up to its capacity; returns how many bytes.
-    pub(crate) fn copy_to(&self, out: &mut Vec<u8>, limit: usize) -> usize {
-        let mut left = limit;
+    /// Copies the first bytes of the parts into `out` instead of sending them, at most `limit`; returns how many.
+    pub(crate) fn copy_to(&self, out: &mut [u8], limit: usize) -> usize {
+        let room = limit.min(out.len());
+        let mut at = 0;
         for part in &self.0.list[..self.0.count] {
-            let n = part.iov_len.min(left);
-            let at = out.len();
-            out.reserve(n);
-            // SAFETY: the part is valid for reads of `iov_len` bytes while `self` borrows it; `out` has room for `n`
-            // more bytes behind `at`, which are initialised by the copy before the length grows over them.
-            unsafe {
-                ptr::copy(part.iov_base.cast::<u8>(), out.as_mut_ptr().add(at), n);
-                out.set_len(at + n);
-            }
-            left -= n;
-            if left == 0 {
-                break;
-            }
+            let n = part.iov_len.min(room - at);
+            // SAFETY: the part is valid for reads of `iov_len` bytes while `self` borrows it, and `out` has room for
+            // `n` more bytes behind `at`.
+            unsafe { ptr::copy(part.iov_base.cast::<u8>(), out[at..at + n].as_mut_ptr(), n) };
+            at += n;
         }
-        limit - left
+        at
     }
 
     /// Sends without blocking. An error of kind `WouldBlock` says that the socket's buffer is full.
@@ -323,4 +320,14 @@ pub(crate) fn host_copy(
         // SAFETY: our parts are valid for reads while `ours` borrows them; the kernel validates the other process's.
         HostCopy::Out => unsafe { libc::process_vm_writev(pid, local, locals, other, others, 0) },
     })
+}
+
+/// Sets an option of level `SOL_SOCKET` whose value is a 32-bit number, for the few that no safe wrapper has.
+pub(crate) fn set_socket_option(socket: &impl AsRawFd, name: libc::c_int, value: u32) -> io::Result<()> {
+    let len = size_of::<u32>() as libc::socklen_t;
+    // SAFETY: the value lives through the call and `len` is its length.
+    let rc = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, (&raw const value).cast(), len)
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -114,7 +114,6 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
     pub(crate) sockets: SocketOptions,
     pub(crate) paths: Vec<LocalPath>,
-    pub(crate) mooncake: bool,
 }
 
 impl Default for Settings {
@@ -132,7 +131,6 @@ impl Default for Settings {
             limits: Limits::default(),
             sockets: SocketOptions::default(),
             paths: Vec::new(),
-            mooncake: false,
         }
     }
 }

@@ -1,33 +1,60 @@
 //! Counters.
 
-/// What a transport has done since it was built. All counts; bytes are payload.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Statistics {
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What a transport has done since it was built. All counts; bytes are payload.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Statistics {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: AtomicU64,)*
+        }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> Statistics {
+                Statistics { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+counters! {
     /// Own requests that ended well.
-    pub requests_done: u64,
+    requests_done,
     /// Own requests that failed.
-    pub requests_failed: u64,
+    requests_failed,
     /// Bytes read from peers.
-    pub bytes_read: u64,
+    bytes_read,
     /// Bytes written to peers.
-    pub bytes_written: u64,
+    bytes_written,
     /// Bytes that peers read here.
-    pub bytes_served_read: u64,
+    bytes_served_read,
     /// Bytes that peers wrote here.
-    pub bytes_served_written: u64,
+    bytes_served_written,
     /// Peers' requests that were refused here.
-    pub refused: u64,
+    refused,
     /// Lanes opened to peers.
-    pub lanes_opened: u64,
-    /// Lanes lost.
-    pub lanes_lost: u64,
-    /// Slices that were sent again on another lane.
-    pub retries: u64,
+    lanes_opened,
+    /// Lanes to peers that were lost.
+    lanes_lost,
+    /// Slices that were sent again because their lane was lost.
+    retries,
     /// Connections accepted.
-    pub accepted: u64,
-    /// Connections turned away: bad handshake, too many, too slow.
-    pub turned_away: u64,
-    /// Connections that are open now, both directions.
-    pub connections: u64,
+    accepted,
+    /// Connections turned away: bad handshake, too many, too slow, a broken protocol.
+    turned_away,
+    /// Connections that are open now, both directions, in the handshake or after it.
+    connections,
+}
+
+impl Counters {
+    pub(crate) fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
 }

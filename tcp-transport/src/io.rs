@@ -1,0 +1,585 @@
+//! The I/O threads: a fixed number of them, each waiting on one epoll for listeners, handshakes, lanes from peers, and those
+//! lanes to peers that no caller drives. A thread with nothing to do sleeps without a timer.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec};
+
+use crate::accepting::Accepting;
+use crate::context::Context;
+use crate::dialling::Dialling;
+use crate::error::Error;
+use crate::initiator::Leavings;
+use crate::lane::Lane;
+use crate::peer::PeerInner;
+use crate::server_lane::{ServerLane, Turn};
+use crate::stats::Counters;
+use crate::sync::lock;
+
+/// How often deadlines are looked at while there are any.
+const TICK: Duration = Duration::from_millis(20);
+/// Connections taken off a listener before other work gets its turn.
+const ACCEPTS: usize = 64;
+const WAKER: u64 = u64::MAX;
+
+/// What to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Interest {
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+}
+
+impl Interest {
+    pub(crate) const READ: Self = Self { read: true, write: false };
+    pub(crate) const WRITE: Self = Self { read: false, write: true };
+    pub(crate) const BOTH: Self = Self { read: true, write: true };
+    pub(crate) const NONE: Self = Self { read: false, write: false };
+
+    fn flags(self) -> EventFlags {
+        let mut flags = EventFlags::RDHUP;
+        flags.set(EventFlags::IN, self.read);
+        flags.set(EventFlags::OUT, self.write);
+        flags
+    }
+}
+
+/// Work for an I/O thread.
+pub(crate) enum Message {
+    /// Take over an accepted connection.
+    Accepted(TcpStream, SocketAddr),
+    /// Connect to a peer.
+    Dial(Arc<PeerInner>),
+    /// Look at this peer's deadlines until it has none.
+    Watch(Weak<PeerInner>),
+    /// Stop listening, and tell connected peers to send nothing new.
+    Drain,
+    /// Close everything and end.
+    Stop,
+}
+
+/// The part of an I/O thread that others may use.
+pub(crate) struct IoShared {
+    epoll: OwnedFd,
+    waker: OwnedFd,
+    inbox: Mutex<Vec<Message>>,
+    /// Set while draining, when nothing is half-done on any lane from a peer.
+    pub(crate) quiet: AtomicBool,
+}
+
+impl IoShared {
+    pub(crate) fn new() -> Result<Arc<Self>, Error> {
+        let failed = |e| Error::io("creating an I/O thread's epoll", e);
+        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(failed)?;
+        let waker =
+            rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(failed)?;
+        epoll::add(&epoll, &waker, EventData::new_u64(WAKER), EventFlags::IN).map_err(failed)?;
+        Ok(Arc::new(Self { epoll, waker, inbox: Mutex::default(), quiet: AtomicBool::new(false) }))
+    }
+
+    pub(crate) fn send(&self, message: Message) {
+        lock(&self.inbox).push(message);
+        let _ = rustix::io::write(&self.waker, &1_u64.to_ne_bytes());
+    }
+
+    /// Waits for one event of a lane to a peer; after it the lane is not watched until the next call. Always reports a
+    /// hang-up.
+    pub(crate) fn rearm(&self, socket: &TcpStream, token: u64, interest: Interest) {
+        let flags = interest.flags() | EventFlags::ONESHOT;
+        // Fails only for a socket that was removed meanwhile: then there is nothing to wait for.
+        let _ = epoll::modify(&self.epoll, socket, EventData::new_u64(token), flags);
+    }
+
+    /// Waits for every event.
+    pub(crate) fn watch_steadily(&self, socket: &TcpStream, token: u64, interest: Interest) {
+        let _ = epoll::modify(&self.epoll, socket, EventData::new_u64(token), interest.flags());
+    }
+
+    fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), interest.flags())?)
+    }
+
+    fn remove(&self, fd: impl AsFd) {
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+}
+
+pub(crate) enum Source {
+    Listener(TcpListener),
+    Accepting(Box<Accepting>),
+    Dialling(Box<Dialling>),
+    Server(Arc<ServerLane>),
+    Client(Arc<Lane>),
+}
+
+struct Entry {
+    generation: u32,
+    source: Option<Source>,
+}
+
+/// One I/O thread.
+pub(crate) struct IoThread {
+    shared: Arc<IoShared>,
+    context: Arc<Context>,
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+    watched: Vec<Weak<PeerInner>>,
+    /// Lanes that had more to do when their turn was over.
+    again: Vec<u64>,
+    /// Accepted connections in the handshake, oldest first.
+    handshakes: std::collections::VecDeque<u64>,
+    draining: bool,
+    stop: bool,
+}
+
+impl IoThread {
+    pub(crate) fn new(
+        shared: Arc<IoShared>,
+        context: Arc<Context>,
+        listeners: Vec<TcpListener>,
+    ) -> Result<Self, Error> {
+        let mut this = Self {
+            shared,
+            context,
+            entries: Vec::new(),
+            free: Vec::new(),
+            watched: Vec::new(),
+            again: Vec::new(),
+            handshakes: std::collections::VecDeque::new(),
+            draining: false,
+            stop: false,
+        };
+        for listener in listeners {
+            let token = this.reserve();
+            this.shared
+                .add(&listener, token, Interest::READ)
+                .map_err(|e| Error::io("waiting for connections", e))?;
+            this.put(token, Source::Listener(listener));
+        }
+        Ok(this)
+    }
+
+    pub(crate) fn run(mut self) {
+        let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 64];
+        let mut next_tick: Option<Instant> = None;
+        while !self.stop {
+            let timeout = if !self.again.is_empty() {
+                Some(Duration::ZERO)
+            } else {
+                next_tick.map(|t| t.saturating_duration_since(Instant::now()))
+            };
+            let timeout =
+                timeout.map(|d| Timespec { tv_sec: d.as_secs() as i64, tv_nsec: d.subsec_nanos().into() });
+            let count = match epoll::wait(&self.shared.epoll, &mut events[..], timeout.as_ref()) {
+                Ok(n) => n,
+                Err(rustix::io::Errno::INTR) => 0,
+                Err(e) => {
+                    tracing::error!("an I/O thread cannot wait for events and ends: {e}");
+                    break;
+                }
+            };
+            for token in std::mem::take(&mut self.again) {
+                self.serve(token, EventFlags::IN);
+            }
+            for event in &events[..count] {
+                match event.data.u64() {
+                    WAKER => self.messages(),
+                    token => self.serve(token, event.flags),
+                }
+            }
+            let now = Instant::now();
+            if next_tick.is_some_and(|t| t <= now) {
+                next_tick = self.tick(now).then_some(now + TICK);
+            } else if next_tick.is_none() && count > 0 {
+                next_tick = Some(now + TICK);
+            }
+        }
+        self.close_all();
+    }
+
+    // ---- the table of sources ------------------------------------------------------------------------------------
+
+    /// Takes a free place; the token names it until the source is gone.
+    fn reserve(&mut self) -> u64 {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(Entry { generation: 0, source: None });
+            (self.entries.len() - 1) as u32
+        });
+        u64::from(self.entries[index as usize].generation) << 32 | u64::from(index)
+    }
+
+    fn put(&mut self, token: u64, source: Source) {
+        self.entries[token as u32 as usize].source = Some(source);
+    }
+
+    fn get(&mut self, token: u64) -> Option<&mut Source> {
+        let entry = self.entries.get_mut(token as u32 as usize)?;
+        if entry.generation != (token >> 32) as u32 { None } else { entry.source.as_mut() }
+    }
+
+    /// Takes a source out and frees its place.
+    fn take(&mut self, token: u64) -> Option<Source> {
+        self.get(token)?;
+        let entry = &mut self.entries[token as u32 as usize];
+        // The generation wraps before it could meet the waker's token.
+        entry.generation = (entry.generation + 1) & 0x7fff_ffff;
+        self.free.push(token as u32);
+        entry.source.take()
+    }
+
+    fn tokens(&self) -> Vec<u64> {
+        let with_source = self.entries.iter().enumerate().filter(|(_, e)| e.source.is_some());
+        with_source.map(|(i, e)| u64::from(e.generation) << 32 | i as u64).collect()
+    }
+
+    // ---- events --------------------------------------------------------------------------------------------------
+
+    fn serve(&mut self, token: u64, flags: EventFlags) {
+        match self.get(token) {
+            None => {}
+            Some(Source::Listener(_)) => self.accept(token),
+            Some(Source::Accepting(_)) => self.serve_accepting(token),
+            Some(Source::Dialling(_)) => self.serve_dialling(token),
+            Some(Source::Server(lane)) => {
+                let lane = Arc::clone(lane);
+                match lane.turn() {
+                    Ok(Turn::Waiting) if flags.contains(EventFlags::HUP) => {
+                        self.drop_server(token, "closed by the peer");
+                    }
+                    Ok(Turn::Waiting) => {}
+                    Ok(Turn::Again) => self.again.push(token),
+                    Err(cause) => self.drop_server(token, &cause),
+                }
+            }
+            Some(Source::Client(lane)) => {
+                let lane = Arc::clone(lane);
+                self.serve_client(token, &lane, |lane, leavings| lane.service(true, leavings));
+            }
+        }
+    }
+
+    /// Runs `work` on a lane to a peer unless a caller drives it, who then sees to everything.
+    fn serve_client(
+        &mut self,
+        token: u64,
+        lane: &Arc<Lane>,
+        work: impl FnOnce(&Lane, &mut Leavings) -> Result<(), String>,
+    ) {
+        if !lane.try_drive() {
+            return;
+        }
+        let mut leavings = Leavings::default();
+        let result = work(lane, &mut leavings);
+        let Some(peer) = lane.peer.upgrade() else {
+            lane.end();
+            self.drop_client(token);
+            return;
+        };
+        peer.tidy(lane, &mut leavings);
+        match result {
+            Ok(()) => {
+                lane.stop_driving();
+                if lane.in_flight() == 0 {
+                    self.shared.rearm(lane.socket(), token, Interest::NONE);
+                }
+                peer.dispatch();
+            }
+            Err(cause) => {
+                lane.stop_driving();
+                peer.lane_lost(lane, &cause);
+                self.drop_client(token);
+            }
+        }
+    }
+
+    fn drop_client(&mut self, token: u64) {
+        if let Some(Source::Client(lane)) = self.take(token) {
+            self.shared.remove(lane.socket());
+            Counters::add(&self.context.counters.connections, 0_u64.wrapping_sub(1));
+        }
+    }
+
+    fn drop_server(&mut self, token: u64, cause: &str) {
+        if let Some(Source::Server(lane)) = self.take(token) {
+            if cause.starts_with("protocol") {
+                Counters::add(&self.context.counters.turned_away, 1);
+                tracing::warn!(peer = %lane.from(), "closing a connection: {cause}");
+            } else {
+                tracing::debug!(peer = %lane.from(), "connection ended: {cause}");
+            }
+            lane.close();
+            lane.session().remove(lane.number());
+            self.shared.remove(lane.socket());
+            Counters::add(&self.context.counters.connections, 0_u64.wrapping_sub(1));
+        }
+    }
+
+    fn messages(&mut self) {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.shared.waker, &mut count);
+        let messages = std::mem::take(&mut *lock(&self.shared.inbox));
+        for message in messages {
+            match message {
+                Message::Accepted(stream, from) => self.begin_accepting(stream, from),
+                Message::Dial(peer) => self.begin_dialling(&peer),
+                Message::Watch(peer) => {
+                    if !self.watched.iter().any(|w| w.ptr_eq(&peer)) {
+                        self.watched.push(peer);
+                    }
+                }
+                Message::Drain => self.drain(),
+                Message::Stop => self.stop = true,
+            }
+        }
+    }
+
+    // ---- connections from peers ----------------------------------------------------------------------------------
+
+    fn accept(&mut self, token: u64) {
+        for _ in 0..ACCEPTS {
+            let Some(Source::Listener(listener)) = self.get(token) else { return };
+            match listener.accept() {
+                Ok((stream, from)) => {
+                    Counters::add(&self.context.counters.accepted, 1);
+                    let open = self.context.counters.connections.load(Ordering::Relaxed);
+                    if open >= self.context.settings.limits.connections as u64 {
+                        Counters::add(&self.context.counters.turned_away, 1);
+                        continue; // dropping it closes it
+                    }
+                    Counters::add(&self.context.counters.connections, 1);
+                    let io = self.context.next_io();
+                    if Arc::ptr_eq(&io, &self.shared) {
+                        self.begin_accepting(stream, from);
+                    } else {
+                        io.send(Message::Accepted(stream, from));
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                    // Without a free descriptor the connection cannot even be refused; the oldest handshake makes room.
+                    tracing::warn!("cannot accept a connection: {e}; raise the limit of open files");
+                    match self.handshakes.pop_front() {
+                        Some(oldest) => self.drop_accepting(oldest, "too many connections"),
+                        None => return std::thread::sleep(Duration::from_millis(1)),
+                    }
+                }
+                Err(e) => tracing::debug!("a connection ended before it was accepted: {e}"),
+            }
+        }
+    }
+
+    fn begin_accepting(&mut self, stream: TcpStream, from: SocketAddr) {
+        let token = self.reserve();
+        let begun = Accepting::begin(&self.context, stream, from)
+            .and_then(|a| self.shared.add(a.socket(), token, Interest::READ).map(|()| a));
+        match begun {
+            Ok(accepting) => {
+                self.put(token, Source::Accepting(Box::new(accepting)));
+                self.handshakes.push_back(token);
+                let limit = self.context.settings.limits.handshakes.div_ceil(self.context.io_threads());
+                while self.handshakes.len() > limit.max(1) {
+                    if let Some(oldest) = self.handshakes.pop_front() {
+                        self.drop_accepting(oldest, "too many handshakes at once");
+                    }
+                }
+                self.serve_accepting(token);
+            }
+            Err(e) => {
+                self.free.push(token as u32);
+                self.context.turned_away(from, &e.to_string());
+            }
+        }
+    }
+
+    fn serve_accepting(&mut self, token: u64) {
+        let Some(Source::Accepting(accepting)) = self.get(token) else { return };
+        match accepting.go_on() {
+            Ok(None) => {}
+            Ok(Some(_)) => self.finish_accepting(token),
+            Err(cause) => {
+                self.handshakes.retain(|&t| t != token);
+                self.drop_accepting(token, &cause);
+            }
+        }
+    }
+
+    fn finish_accepting(&mut self, token: u64) {
+        self.handshakes.retain(|&t| t != token);
+        let Some(Source::Accepting(accepting)) = self.take(token) else { return };
+        let socket_token = self.reserve();
+        self.shared.remove(accepting.socket());
+        match accepting.finish(&self.context, &self.shared, socket_token) {
+            Ok(Some(lane)) => match self.shared.add(lane.socket(), socket_token, Interest::READ) {
+                Ok(()) => {
+                    if self.draining {
+                        lane.go_away();
+                    }
+                    self.put(socket_token, Source::Server(lane));
+                }
+                Err(_) => self.free.push(socket_token as u32),
+            },
+            // Handed to somebody else, or refused.
+            Ok(None) => {
+                self.free.push(socket_token as u32);
+                Counters::add(&self.context.counters.connections, 0_u64.wrapping_sub(1));
+            }
+            Err((from, cause)) => {
+                self.free.push(socket_token as u32);
+                self.context.turned_away(from, &cause);
+            }
+        }
+    }
+
+    fn drop_accepting(&mut self, token: u64, cause: &str) {
+        if let Some(Source::Accepting(accepting)) = self.take(token) {
+            self.shared.remove(accepting.socket());
+            self.context.turned_away(accepting.from(), cause);
+        }
+    }
+
+    // ---- connections to peers ------------------------------------------------------------------------------------
+
+    fn begin_dialling(&mut self, peer: &Arc<PeerInner>) {
+        let token = self.reserve();
+        let begun = Dialling::begin(&self.context, peer).and_then(|d| {
+            self.shared
+                .add(d.socket(), token, Interest::WRITE)
+                .map_err(|e| Error::io("waiting for a connection", e))
+                .map(|()| d)
+        });
+        match begun {
+            Ok(dialling) => {
+                Counters::add(&self.context.counters.connections, 1);
+                self.put(token, Source::Dialling(Box::new(dialling)));
+            }
+            Err(e) => {
+                self.free.push(token as u32);
+                peer.dial_failed(e);
+            }
+        }
+    }
+
+    fn serve_dialling(&mut self, token: u64) {
+        let shared = Arc::clone(&self.shared);
+        let Some(Source::Dialling(dialling)) = self.get(token) else { return };
+        match dialling.go_on() {
+            Ok(None) => {
+                let interest = Interest { read: true, write: dialling.has_unsent() };
+                shared.watch_steadily(dialling.socket(), token, interest);
+            }
+            Ok(Some(agreed)) => {
+                let Some(Source::Dialling(dialling)) = self.take(token) else { return };
+                // The socket keeps its registration under a new token.
+                let lane_token = self.reserve();
+                let lane = dialling.finish(agreed, &self.context, &self.shared, lane_token);
+                match lane {
+                    Some(lane) => {
+                        self.shared.rearm(lane.socket(), lane_token, Interest::NONE);
+                        self.put(lane_token, Source::Client(Arc::clone(&lane)));
+                        PeerInner::lane_ready(&lane);
+                    }
+                    None => {
+                        self.free.push(lane_token as u32);
+                        Counters::add(&self.context.counters.connections, 0_u64.wrapping_sub(1));
+                    }
+                }
+            }
+            Err(error) => self.drop_dialling(token, error),
+        }
+    }
+
+    fn drop_dialling(&mut self, token: u64, error: Error) {
+        if let Some(Source::Dialling(dialling)) = self.take(token) {
+            self.shared.remove(dialling.socket());
+            Counters::add(&self.context.counters.connections, 0_u64.wrapping_sub(1));
+            dialling.peer().dial_failed(error);
+        }
+    }
+
+    // ---- time ----------------------------------------------------------------------------------------------------
+
+    /// Looks at every deadline; returns whether there are any left to look at.
+    fn tick(&mut self, now: Instant) -> bool {
+        let mut more = false;
+        let stall = self.context.settings.deadlines.stall;
+        for token in self.tokens() {
+            match self.get(token) {
+                Some(Source::Accepting(a)) => {
+                    more = true;
+                    if a.deadline() <= now {
+                        self.handshakes.retain(|&t| t != token);
+                        self.drop_accepting(token, "the handshake took too long");
+                    }
+                }
+                Some(Source::Dialling(d)) => {
+                    more = true;
+                    if let Some(error) = d.overdue(now) {
+                        self.drop_dialling(token, error);
+                    }
+                }
+                Some(Source::Server(lane)) => {
+                    more |= lane.is_busy();
+                    if let Err(cause) = lane.tick(now, stall) {
+                        self.drop_server(token, &cause);
+                    }
+                }
+                Some(Source::Client(lane)) => {
+                    let lane = Arc::clone(lane);
+                    if lane.in_flight() > 0 {
+                        more = true;
+                        self.serve_client(token, &lane, |lane, leavings| lane.tick(now, leavings));
+                    } else if lane.peer.strong_count() == 0 || !lane.is_usable() {
+                        lane.end();
+                        self.drop_client(token);
+                    }
+                }
+                Some(Source::Listener(_)) | None => {}
+            }
+        }
+        self.watched.retain(|peer| peer.upgrade().is_some_and(|p| p.tick(now)));
+        if self.draining {
+            self.drain();
+        }
+        more || !self.watched.is_empty() || self.draining
+    }
+
+    fn drain(&mut self) {
+        self.draining = true;
+        let mut quiet = true;
+        for token in self.tokens() {
+            match self.get(token) {
+                Some(Source::Listener(_)) => {
+                    if let Some(Source::Listener(listener)) = self.take(token) {
+                        self.shared.remove(&listener);
+                    }
+                }
+                Some(Source::Server(lane)) => quiet &= Arc::clone(lane).go_away(),
+                _ => {}
+            }
+        }
+        self.shared.quiet.store(quiet, Ordering::Release);
+    }
+
+    fn close_all(&mut self) {
+        for token in self.tokens() {
+            match self.get(token) {
+                Some(Source::Server(_)) => self.drop_server(token, "shut down"),
+                Some(Source::Client(lane)) => {
+                    let lane = Arc::clone(lane);
+                    if let Some(peer) = lane.peer.upgrade() {
+                        peer.lane_lost(&lane, "shut down");
+                    }
+                    self.drop_client(token);
+                }
+                Some(Source::Dialling(_)) => self.drop_dialling(token, Error::ShutDown),
+                Some(Source::Accepting(_)) => self.drop_accepting(token, "shut down"),
+                Some(Source::Listener(_)) | None => drop(self.take(token)),
+            }
+        }
+    }
+}

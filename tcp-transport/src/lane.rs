@@ -1,0 +1,439 @@
+//! A lane to a peer: one connection and the [`Initiator`] that runs on it. Whichever thread holds the lane moves its bytes:
+//! a caller that waits, or an I/O thread when nobody does.
+
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
+
+use crate::batch::BatchState;
+use crate::cipher::{Cipher, MAX_PLAIN};
+use crate::initiator::{Initiator, Leavings};
+use crate::io::{Interest, IoShared};
+use crate::memory::OwnedMemory;
+use crate::peer::PeerInner;
+use crate::seam::{Gather, Scatter};
+use crate::slice::Slice;
+use crate::sync::lock;
+use crate::wire::Kind;
+
+/// Room for reading ahead of what is known to come.
+pub(crate) const SCRATCH: usize = 64 << 10;
+/// Read ahead this much while messages are small: a copy of so few bytes costs less than one more system call.
+pub(crate) const AHEAD_SMALL: usize = 16 << 10;
+/// And this much behind a large payload, which itself goes straight to its destination.
+pub(crate) const AHEAD_LARGE: usize = 512;
+/// Payload above this is large.
+pub(crate) const LARGE: u64 = 16 << 10;
+/// Bytes moved by one system call at most, so that a lane's lock is never held long.
+pub(crate) const MAX_MOVE: usize = 1 << 20;
+/// Answers that may wait in the socket when nobody drives the lane; above, an I/O thread takes over.
+const LAZY_BYTES: u64 = 64 << 10;
+
+/// See the module.
+pub(crate) struct Lane {
+    /// Never used twice within a transport.
+    pub(crate) number: u64,
+    pub(crate) peer: Weak<PeerInner>,
+    /// The peer's identity.
+    pub(crate) session: u128,
+    socket: TcpStream,
+    core: Mutex<LaneCore>,
+    /// Mirrors `Initiator::in_flight`, for a look without the lock.
+    in_flight: AtomicUsize,
+    driven: AtomicBool,
+    parked: Mutex<Vec<Arc<BatchState>>>,
+    pub(crate) io: Arc<IoShared>,
+    pub(crate) token: u64,
+    /// An I/O thread is to look after the lane until nothing is in flight.
+    background: AtomicBool,
+    dead: AtomicBool,
+    draining: AtomicBool,
+    /// The peer copies between the processes for requests on this lane.
+    host: AtomicBool,
+    limits: Window,
+}
+
+/// How much may be in flight.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Window {
+    pub(crate) requests: usize,
+    pub(crate) bytes: u64,
+    pub(crate) stall: Duration,
+}
+
+pub(crate) struct LaneCore {
+    pub(crate) initiator: Initiator,
+    cipher: Option<Cipher>,
+    last_progress: Instant,
+    pinged: bool,
+    large: bool,
+    /// Holds the challenge while the peer looks for it.
+    probe: Option<Arc<OwnedMemory>>,
+}
+
+/// Why a lane ended.
+pub(crate) type Cause = String;
+
+impl Lane {
+    #[allow(clippy::too_many_arguments)] // made in one place
+    pub(crate) fn new(
+        number: u64,
+        peer: &Arc<PeerInner>,
+        session: u128,
+        socket: TcpStream,
+        initiator: Initiator,
+        cipher: Option<Cipher>,
+        io: Arc<IoShared>,
+        token: u64,
+        limits: Window,
+    ) -> Arc<Self> {
+        let core = LaneCore {
+            initiator,
+            cipher,
+            last_progress: Instant::now(),
+            pinged: false,
+            large: false,
+            probe: None,
+        };
+        Arc::new(Self {
+            number,
+            peer: Arc::downgrade(peer),
+            session,
+            socket,
+            core: Mutex::new(core),
+            in_flight: AtomicUsize::new(0),
+            driven: AtomicBool::new(false),
+            parked: Mutex::default(),
+            io,
+            token,
+            background: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            host: AtomicBool::new(false),
+            limits,
+        })
+    }
+
+    pub(crate) fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    pub(crate) fn core(&self) -> MutexGuard<'_, LaneCore> {
+        lock(&self.core)
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_host(&self) -> bool {
+        self.host.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.dead.load(Ordering::Acquire) && !self.draining.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// No new requests go on this lane.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Marks the lane as ended; false if it was already.
+    pub(crate) fn end(&self) -> bool {
+        if self.dead.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let _ = self.socket.shutdown(Shutdown::Both);
+        true
+    }
+
+    /// Shows the challenge to the peer, so that it can prove to itself which process this is.
+    pub(crate) fn probe_host(&self, challenge: &[u8; 32]) {
+        let Ok(memory) = OwnedMemory::new(challenge.len()) else { return };
+        if memory.write(0, challenge).is_err() {
+            return;
+        }
+        let address = crate::memory::Memory::address(&*memory);
+        let mut core = self.core();
+        core.probe = Some(memory);
+        let deadline = Instant::now() + Duration::from_secs(3600); // the stall limit comes first
+        let mut slice = Slice::control(Kind::HostProbe, address, deadline);
+        core.push(&mut slice, 0);
+        self.publish(&core);
+    }
+
+    pub(crate) fn set_host(&self, on: bool) {
+        self.core().probe = None;
+        self.host.store(on, Ordering::Release);
+    }
+
+    /// Whether one more slice may be put in flight.
+    pub(crate) fn has_room(&self, core: &LaneCore, bytes: u64) -> bool {
+        let initiator = &core.initiator;
+        initiator.in_flight() < self.limits.requests
+            && (initiator.bytes_in_flight() == 0 || initiator.bytes_in_flight() + bytes <= self.limits.bytes)
+    }
+
+    /// To be called before the core is let go of, after anything may have changed.
+    pub(crate) fn publish(&self, core: &LaneCore) {
+        self.in_flight.store(core.initiator.in_flight(), Ordering::Release);
+    }
+
+    // ---- who drives ----------------------------------------------------------------------------------------------
+
+    pub(crate) fn try_drive(&self) -> bool {
+        !self.driven.swap(true, Ordering::Acquire)
+    }
+
+    pub(crate) fn is_driven(&self) -> bool {
+        self.driven.load(Ordering::Acquire)
+    }
+
+    /// Puts a waiter on the list of those who may take over; it must try once more before it sleeps.
+    pub(crate) fn park(&self, batch: &Arc<BatchState>) {
+        let mut parked = lock(&self.parked);
+        if !parked.iter().any(|b| Arc::ptr_eq(b, batch)) {
+            parked.push(Arc::clone(batch));
+        }
+    }
+
+    /// Lets the lane go: to a parked waiter, or to the I/O thread if something must go on without one.
+    pub(crate) fn stop_driving(&self) {
+        self.driven.store(false, Ordering::Release);
+        if self.in_flight() == 0 {
+            return;
+        }
+        loop {
+            let Some(next) = lock(&self.parked).pop() else { break };
+            if !next.has_ended() {
+                next.nudge();
+                return;
+            }
+        }
+        self.arm_if_needed();
+    }
+
+    /// Has the I/O thread look after the lane until nothing is in flight.
+    pub(crate) fn leave_to_io(&self) {
+        if self.in_flight() > 0 {
+            self.background.store(true, Ordering::Release);
+            if !self.is_driven() {
+                self.arm_if_needed();
+            }
+        }
+    }
+
+    /// Arms the I/O thread if bytes have to move that nobody else will move.
+    pub(crate) fn arm_if_needed(&self) {
+        let (unsent, expected, in_flight) = {
+            let core = self.core();
+            (core.has_unsent(), core.initiator.bytes_expected(), core.initiator.in_flight())
+        };
+        if self.dead.load(Ordering::Acquire) {
+            return;
+        }
+        if in_flight == 0 {
+            self.background.store(false, Ordering::Release);
+        } else if unsent || expected > LAZY_BYTES || self.background.load(Ordering::Acquire) {
+            let interest = if unsent { Interest::BOTH } else { Interest::READ };
+            self.io.rearm(&self.socket, self.token, interest);
+        }
+    }
+
+    // ---- moving bytes --------------------------------------------------------------------------------------------
+
+    /// Receives and sends what is possible without blocking; hands over what is left for the peer to see to.
+    pub(crate) fn service(&self, readable: bool, leavings: &mut Leavings) -> Result<(), Cause> {
+        let mut core = self.core();
+        let result = core.service(&self.socket, readable);
+        take_leavings(&mut core, leavings);
+        self.publish(&core);
+        result
+    }
+
+    /// Sends what is possible without blocking.
+    pub(crate) fn flush(&self) -> Result<(), Cause> {
+        let mut core = self.core();
+        core.flush(&self.socket)
+    }
+
+    /// Ends what is past its deadline, asks a quiet peer for a sign of life, and gives up on a silent one. Returns when to
+    /// look again.
+    pub(crate) fn tick(&self, now: Instant, leavings: &mut Leavings) -> Result<(), Cause> {
+        let mut core = self.core();
+        core.initiator.expire(now);
+        let quiet = now.saturating_duration_since(core.last_progress);
+        let mut result = Ok(());
+        if core.initiator.in_flight() > 0 {
+            if quiet >= self.limits.stall {
+                result = Err(format!("no byte moved for {:.1} s", quiet.as_secs_f64()));
+            } else if quiet >= self.limits.stall / 2 && !core.pinged {
+                core.pinged = true;
+                let mut ping = Slice::control(Kind::Ping, 0, now + Duration::from_secs(3600));
+                core.push(&mut ping, 0);
+                result = core.flush(&self.socket);
+            }
+        }
+        take_leavings(&mut core, leavings);
+        self.publish(&core);
+        result
+    }
+}
+
+fn take_leavings(core: &mut LaneCore, leavings: &mut Leavings) {
+    let from = &mut core.initiator.leavings;
+    if !from.is_empty() {
+        leavings.next.append(&mut from.next);
+        leavings.later.append(&mut from.later);
+        leavings.control.append(&mut from.control);
+        leavings.finished_events.append(&mut from.finished_events);
+    }
+}
+
+thread_local! {
+    static SCRATCH_BUFFER: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; SCRATCH]);
+}
+
+/// Runs `work` with this thread's read-ahead buffer.
+pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH_BUFFER.with(|buffer| work(&mut buffer.borrow_mut()))
+}
+
+impl LaneCore {
+    /// Queues a slice; an idle lane's clock starts now.
+    pub(crate) fn push(&mut self, slice: &mut Slice, floor: u64) {
+        if self.initiator.in_flight() == 0 {
+            self.last_progress = Instant::now();
+            self.pinged = false;
+        }
+        self.initiator.push(slice, floor);
+    }
+
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.initiator.has_unsent() || self.cipher.as_ref().is_some_and(|c| !c.outgoing().is_empty())
+    }
+
+    fn service(&mut self, socket: &TcpStream, readable: bool) -> Result<(), Cause> {
+        if readable {
+            with_scratch(|scratch| self.receive(socket, scratch))?;
+        }
+        if self.has_unsent() { self.flush(socket) } else { Ok(()) }
+    }
+
+    pub(crate) fn flush(&mut self, socket: &TcpStream) -> Result<(), Cause> {
+        let fd = socket.as_fd();
+        loop {
+            let (wanted, sent) = if let Some(cipher) = &mut self.cipher {
+                if cipher.outgoing().is_empty() {
+                    let mut gather = Gather::new();
+                    self.initiator.gather(&mut gather, MAX_PLAIN);
+                    let n = seal(cipher, &gather).map_err(|e| e.to_string())?;
+                    self.initiator.sent(n as u64);
+                }
+                let mut gather = Gather::new();
+                gather.push_bytes(cipher.outgoing());
+                if gather.is_empty() {
+                    return Ok(());
+                }
+                let (wanted, sent) = (gather.bytes(), gather.send(fd));
+                if let Ok(n) = sent {
+                    cipher.sent(n);
+                }
+                (wanted, sent)
+            } else {
+                let mut gather = Gather::new();
+                self.initiator.gather(&mut gather, MAX_MOVE);
+                if gather.is_empty() {
+                    return Ok(());
+                }
+                let (wanted, sent) = (gather.bytes(), gather.send(fd));
+                if let Ok(n) = sent {
+                    self.initiator.sent(n as u64);
+                }
+                (wanted, sent)
+            };
+            match sent {
+                Ok(n) => {
+                    self.last_progress = Instant::now();
+                    if n < wanted {
+                        return Ok(());
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(format!("sending: {e}")),
+            }
+        }
+    }
+
+    fn receive(&mut self, socket: &TcpStream, scratch: &mut [u8]) -> Result<(), Cause> {
+        let fd = socket.as_fd();
+        let mut moved = 0;
+        // Bounded, so that others get the lock in between.
+        while moved < 4 * MAX_MOVE {
+            let (direct, wanted, received) = if self.cipher.is_some() {
+                let mut scatter = Scatter::new();
+                scatter.push_bytes(scratch);
+                (0, scatter.bytes(), scatter.receive(fd))
+            } else {
+                let mut scatter = Scatter::new();
+                self.initiator.scatter(&mut scatter, MAX_MOVE as u64);
+                let direct = scatter.bytes();
+                let ahead = if direct as u64 > LARGE || (self.large && direct == 0) {
+                    AHEAD_LARGE
+                } else {
+                    AHEAD_SMALL
+                };
+                if !scatter.is_full() {
+                    scatter.push_bytes(&mut scratch[..ahead]);
+                }
+                (direct, scatter.bytes(), scatter.receive(fd))
+            };
+            let n = match received {
+                Ok(0) => return Err("closed by the peer".into()),
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(format!("receiving: {e}")),
+            };
+            self.last_progress = Instant::now();
+            self.pinged = false;
+            moved += n;
+            let broken = |e: crate::wire::Malformed| format!("protocol: {e}");
+            if let Some(cipher) = &mut self.cipher {
+                let mut input = &scratch[..n];
+                while let Some(plain) = cipher.open(&mut input).map_err(broken)? {
+                    self.initiator.feed(plain).map_err(broken)?;
+                }
+            } else {
+                if direct > 0 {
+                    self.large = direct as u64 > LARGE;
+                    self.initiator.received(n.min(direct) as u64).map_err(broken)?;
+                }
+                if n > direct {
+                    self.initiator.feed(&scratch[..n - direct]).map_err(broken)?;
+                }
+            }
+            if n < wanted {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Seals the first of these bytes, if there are any; returns how many.
+pub(crate) fn seal(cipher: &mut Cipher, parts: &Gather<'_>) -> Result<usize, crate::wire::Malformed> {
+    if parts.is_empty() {
+        return Ok(0);
+    }
+    let mut plain = [0; MAX_PLAIN];
+    let n = parts.copy_to(&mut plain, MAX_PLAIN);
+    cipher.seal(&plain[..n]).map(|()| n)
+}

@@ -1,0 +1,197 @@
+//! From a batch to slices on lanes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::batch::{BatchHandle, BatchState};
+use crate::context::Context;
+use crate::error::{Error, Refusal};
+use crate::peer::{Peer, PeerInner, Share, Touched};
+use crate::region::Access;
+use crate::request::{Batch, Op, Range, Stored};
+use crate::seam;
+use crate::service::Service;
+use crate::slice::{Cursor, LocalUse, Slice, cut};
+use crate::wire::{Kind, MAX_RANGES};
+
+/// Longest slice: large enough that its frame costs nothing, small enough to be spread over lanes and to share them.
+pub(crate) const MAX_SLICE: u64 = 1 << 20;
+
+/// Cuts a request into slices: at most [`MAX_SLICE`] bytes and [`MAX_RANGES`] ranges a side each. Pure.
+pub(crate) struct Cutter<'a> {
+    local: &'a [Range],
+    remote: &'a [Range],
+    local_at: Cursor,
+    remote_at: Cursor,
+    left: u64,
+}
+
+impl<'a> Cutter<'a> {
+    pub(crate) fn new(local: &'a [Range], remote: &'a [Range], bytes: u64) -> Self {
+        Self { local, remote, local_at: Cursor::default(), remote_at: Cursor::default(), left: bytes }
+    }
+
+    /// Fills the lists with the next slice's ranges and returns its length; zero at the end.
+    pub(crate) fn next(&mut self, local: &mut Vec<Range>, remote: &mut Vec<Range>) -> u64 {
+        let fits = |cursor: &Cursor, ranges| cursor.rest(ranges).take(MAX_RANGES).map(|r: Range| r.len).sum();
+        let wanted = self.left.min(MAX_SLICE);
+        let take = wanted.min(fits(&self.local_at, self.local)).min(fits(&self.remote_at, self.remote));
+        cut(self.local, &mut self.local_at, take, local);
+        cut(self.remote, &mut self.remote_at, take, remote);
+        self.left -= take;
+        take
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.left == 0
+    }
+}
+
+pub(crate) fn submit(context: &Arc<Context>, batch: &mut Batch) -> Result<BatchHandle, Error> {
+    if context.is_closed() {
+        return Err(Error::ShutDown);
+    }
+    if batch.is_empty() {
+        return Err(Error::Request("the batch has no requests".into()));
+    }
+    let limit = context.settings.limits.queued;
+    for stored in &batch.requests {
+        let queued = stored.peer.inner.queued();
+        if queued >= limit {
+            return Err(Error::QueueFull { queued, limit });
+        }
+    }
+    let now = Instant::now();
+    let deadline = now + batch.deadline.unwrap_or(context.settings.deadlines.request);
+    let state = context.pool.take(batch.requests.len());
+    let handle = BatchHandle::new(Arc::clone(&state), Arc::clone(&context.pool));
+    let mut at = 0;
+    while at < batch.requests.len() {
+        // Requests for the same peer in a row share one turn with its lock.
+        let peer = batch.requests[at].peer.clone();
+        let run = batch.requests[at..].iter().take_while(|r| Arc::ptr_eq(&r.peer.inner, &peer.inner)).count();
+        let total = batch.requests[at..at + run].iter().map(|r| r.bytes).sum();
+        let loopback = peer.inner.loopback();
+        let mut touched = Touched::default();
+        {
+            let inner: &PeerInner = &peer.inner;
+            let mut locked = inner.state();
+            let lanes = PeerInner::lane_count(&locked);
+            let mut share = Share::spread(total, lanes, context.settings.stripe_bytes);
+            for (index, stored) in batch.requests.iter().enumerate().skip(at).take(run) {
+                let done = match &loopback {
+                    Some(service) => copy_here(&state, index, stored, batch, service, &peer),
+                    None => false,
+                };
+                if done {
+                    continue;
+                }
+                let mut cutter = Cutter::new(
+                    &batch.local[stored.local.clone()],
+                    &batch.remote[stored.remote.clone()],
+                    stored.bytes,
+                );
+                // Keeps the request from ending between two of its slices.
+                let mut more = state.ticket(index);
+                let mut event = None;
+                if stored.immediate.is_some() {
+                    match inner.take_event() {
+                        Ok(number) => event = Some(number),
+                        Err(e) => {
+                            drop(more.end(Err(e)));
+                            continue;
+                        }
+                    }
+                }
+                while !cutter.is_done() {
+                    let mut slice = PeerInner::spare(&mut locked, now);
+                    slice.bytes = cutter.next(&mut slice.local_ranges, &mut slice.remote_ranges);
+                    slice.deadline = deadline;
+                    slice.key = stored.remote_key;
+                    slice.kind = match stored.op {
+                        Op::Read => Kind::Read,
+                        Op::Write => Kind::Write,
+                    };
+                    slice.local = Some(LocalUse::new(&stored.region));
+                    slice.ticket = Some(state.ticket(index));
+                    if event.is_some() && cutter.is_done() {
+                        slice.event = event.take();
+                        slice.immediate = stored.immediate;
+                    } else if let Some(event) = event.take() {
+                        // The immediate follows when the last of the slices is in place.
+                        let mut gate = Slice::control(Kind::Immediate, stored.bytes, deadline);
+                        gate.event = Some(event);
+                        gate.immediate = stored.immediate;
+                        gate.ticket = Some(state.ticket(index));
+                        state.set_gate(index, Box::new(gate));
+                    }
+                    inner.place(&mut locked, slice, &mut touched, &mut share);
+                }
+                if let Some(gate) = more.end(Ok(())) {
+                    inner.place(&mut locked, *gate, &mut touched, &mut share);
+                }
+            }
+        }
+        state.add_peer(&peer.inner);
+        peer.inner.flush(touched, true);
+        at += run;
+    }
+    state.seal();
+    batch.clear();
+    Ok(handle)
+}
+
+/// Serves a request of a peer that lives in this process; false if it has to travel after all.
+fn copy_here(
+    state: &Arc<BatchState>,
+    index: usize,
+    stored: &Stored,
+    batch: &Batch,
+    service: &Service,
+    peer: &Peer,
+) -> bool {
+    let local = &stored.region;
+    let access = match stored.op {
+        Op::Read => Access::READ,
+        Op::Write => Access::WRITE,
+    };
+    if stored.immediate.is_some() || local.memory.device().is_some() {
+        return false;
+    }
+    let result = service.regions.find(stored.remote_key, access).and_then(|region| {
+        if region.memory.device().is_some() {
+            return Err(Refusal::Unsupported);
+        }
+        let (locals, remotes) = (&batch.local[stored.local.clone()], &batch.remote[stored.remote.clone()]);
+        if remotes.iter().any(|r| region.offset(r.at, r.len).is_none()) {
+            return Err(Refusal::OutOfBounds);
+        }
+        let (mut here, mut there) = (Cursor::default(), Cursor::default());
+        let mut left = stored.bytes;
+        while left > 0 {
+            let (Some(l), Some(r)) = (here.rest(locals).next(), there.rest(remotes).next()) else { break };
+            // Pieces, so that revoking the region waits for a millisecond at most.
+            let len = l.len.min(r.len).min(MAX_SLICE);
+            let offset = region.offset(r.at, len).ok_or(Refusal::OutOfBounds)? as usize;
+            region.enter(|| match stored.op {
+                Op::Write => {
+                    seam::copy_between(&*local.memory, l.at as usize, &*region.memory, offset, len as usize);
+                }
+                Op::Read => {
+                    seam::copy_between(&*region.memory, offset, &*local.memory, l.at as usize, len as usize);
+                }
+            })?;
+            here.advance(locals, len);
+            there.advance(remotes, len);
+            left -= len;
+        }
+        Ok(())
+    });
+    if result == Err(Refusal::Unsupported) {
+        return false;
+    }
+    let addr = peer.addr();
+    let result = result.map_err(|reason| Error::Refused { peer: addr, reason });
+    drop(state.ticket(index).end(result));
+    true
+}
