@@ -15,7 +15,16 @@ const DEFAULT_MARGIN: f64 = 0.05;
 pub struct Bench {
     suite: String,
     options: Options,
-    results: Vec<(Row, Option<f64>)>,
+    results: Vec<(Row, Option<Goal>)>,
+}
+
+/// What is promised of a case.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Goal {
+    /// The ratio to the baseline is at least this.
+    Ratio(f64),
+    /// The value itself is at most this, in the metric's unit.
+    AtMost(f64),
 }
 
 /// One case of a benchmark, about to be measured.
@@ -24,7 +33,7 @@ pub struct Bench {
 pub struct Case<'a> {
     bench: &'a mut Bench,
     name: String,
-    target: Option<f64>,
+    goal: Option<Goal>,
 }
 
 impl Bench {
@@ -55,7 +64,7 @@ impl Bench {
 
     /// A case, named by space-separated `key=value` with sizes in bytes.
     pub fn case(&mut self, name: impl Into<String>) -> Case<'_> {
-        Case { bench: self, name: name.into(), target: None }
+        Case { bench: self, name: name.into(), goal: None }
     }
 
     /// The rows so far.
@@ -79,16 +88,22 @@ impl Bench {
         Ok(())
     }
 
-    fn push(&mut self, row: Row, target: Option<f64>) {
+    fn push(&mut self, row: Row, goal: Option<Goal>) {
         eprintln!("{}", table::line(&row));
-        self.results.push((row, target));
+        self.results.push((row, goal));
     }
 }
 
 impl Case<'_> {
     /// The ratio that is promised, e.g. 0.97. It sets the margin that noise is judged by: |1 − target|.
     pub const fn target(mut self, ratio: f64) -> Self {
-        self.target = Some(ratio);
+        self.goal = Some(Goal::Ratio(ratio));
+        self
+    }
+
+    /// The value that is promised not to be exceeded, in the metric's unit: say 0 allocations, or 150 instructions.
+    pub const fn at_most(mut self, value: f64) -> Self {
+        self.goal = Some(Goal::AtMost(value));
         self
     }
 
@@ -109,7 +124,7 @@ impl Case<'_> {
     }
 
     /// As [`Case::compare`] for rounds that measure several things at once (say throughput and CPU): one row each.
-    /// The target applies to the first.
+    /// What is promised applies to the first.
     ///
     /// # Errors
     /// As [`Case::compare`].
@@ -139,8 +154,11 @@ impl Case<'_> {
         }
 
         for (i, (ours, baseline)) in series.iter().enumerate() {
-            let target = if i == 0 { self.target } else { None };
-            let margin = target.map_or(DEFAULT_MARGIN, |target| (1.0 - target).abs());
+            let goal = if i == 0 { self.goal } else { None };
+            let margin = match goal {
+                Some(Goal::Ratio(target)) => (1.0 - target).abs(),
+                Some(Goal::AtMost(_)) | None => DEFAULT_MARGIN,
+            };
             let comparison = Comparison::of(metrics[i], ours, baseline)
                 .ok_or_else(|| format!("{}: too few rounds for a comparison", self.name))?;
             let row = Row {
@@ -153,7 +171,7 @@ impl Case<'_> {
                 inconclusive: comparison.inconclusive(margin),
                 ..Row::plain(&self.bench.suite, &self.name, metrics[i], comparison.ours, rounds)
             };
-            self.bench.push(row, target);
+            self.bench.push(row, goal);
         }
         Ok(())
     }
@@ -174,7 +192,7 @@ impl Case<'_> {
         let rounds = self.bench.options.rounds();
         let values = (0..rounds).map(|_| measure()).collect::<Result<Vec<_>>>()?;
         let row = Row::plain(&self.bench.suite, &self.name, metric, median(&values), rounds);
-        self.bench.push(row, None);
+        self.bench.push(row, self.goal);
         Ok(())
     }
 
@@ -190,7 +208,7 @@ impl Case<'_> {
         if let Some((name, value)) = baseline {
             row = row.against(name, check(&self.name, metric, value)?);
         }
-        self.bench.push(row, self.target);
+        self.bench.push(row, self.goal);
         Ok(())
     }
 }

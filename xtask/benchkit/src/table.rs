@@ -1,15 +1,17 @@
 //! Rows for people.
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, TableComponent, presets};
 
+use crate::bench::Goal;
 use crate::row::Row;
 
-/// The whole run; each row with the ratio that was promised, if any.
-pub(crate) fn render(suite: &str, results: &[(Row, Option<f64>)]) -> String {
+/// The whole run; each row with what was promised, if anything.
+pub(crate) fn render(suite: &str, results: &[(Row, Option<Goal>)]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    table.remove_style(TableComponent::HorizontalLines);
     table.set_header([suite, "metric", "ours", "baseline", "ratio", "95 %", "A/A", "verdict"]);
-    for (row, target) in results {
+    for (row, goal) in results {
         table.add_row([
             Cell::new(&row.case),
             Cell::new(row.metric.name()),
@@ -18,7 +20,7 @@ pub(crate) fn render(suite: &str, results: &[(Row, Option<f64>)]) -> String {
             right(ratio(row.ratio)),
             right(interval(row)),
             right(ratio(row.aa_ratio)),
-            Cell::new(verdict(row, *target)),
+            Cell::new(verdict(row, *goal)),
         ]);
     }
     table.to_string()
@@ -34,21 +36,29 @@ pub(crate) fn line(row: &Row) -> String {
     format!("{} {}: {} {}{against}{noisy}", row.case, row.metric.name(), figure(row.value), row.unit)
 }
 
-/// Whether the promise was kept. An interval that contains the target leaves it open.
-fn verdict(row: &Row, target: Option<f64>) -> String {
-    let Some(target) = target else {
-        return if row.inconclusive { "noisy".to_owned() } else { String::new() };
-    };
-    let (low, high) = (row.ci_low.or(row.ratio), row.ci_high.or(row.ratio));
-    let word = match (low, high) {
-        _ if row.inconclusive => "inconclusive",
-        (Some(low), _) if low >= target => "met",
-        (_, Some(high)) if high < target => "missed",
-        (Some(_), Some(_)) => "open",
-        // An infinite ratio: the baseline's cost is not zero, ours is.
-        _ => "met",
-    };
-    format!("{word} (≥ {target})")
+/// Whether the promise was kept. An interval that contains the promised ratio leaves it open.
+fn verdict(row: &Row, goal: Option<Goal>) -> String {
+    match goal {
+        None if row.inconclusive => "noisy".to_owned(),
+        None => String::new(),
+        Some(Goal::AtMost(limit)) => {
+            let word = if row.value <= limit { "met" } else { "missed" };
+            format!("{word} (≤ {})", figure(limit))
+        }
+        Some(Goal::Ratio(target)) => {
+            // Without an interval the ratio is exact. Without a ratio it is infinite: the baseline costs something, ours
+            // nothing.
+            let exact = row.ratio.or(row.baseline.map(|_| f64::INFINITY));
+            let word = match (row.ci_low.or(exact), row.ci_high.or(exact)) {
+                _ if row.inconclusive => "inconclusive",
+                (Some(low), _) if low >= target => "met",
+                (_, Some(high)) if high < target => "missed",
+                (Some(_), Some(_)) => "open",
+                _ => return "no baseline".to_owned(),
+            };
+            format!("{word} (≥ {target})")
+        }
+    }
 }
 
 fn baseline(row: &Row) -> String {
@@ -100,12 +110,19 @@ mod tests {
 
     #[test]
     fn verdicts_respect_the_interval_and_the_noise() {
-        assert_eq!(verdict(&row(1.0, 0.99, 1.01), Some(0.97)), "met (≥ 0.97)");
-        assert_eq!(verdict(&row(0.9, 0.89, 0.91), Some(0.97)), "missed (≥ 0.97)");
-        assert_eq!(verdict(&row(0.97, 0.95, 0.99), Some(0.97)), "open (≥ 0.97)");
+        assert_eq!(verdict(&row(1.0, 0.99, 1.01), Some(Goal::Ratio(0.97))), "met (≥ 0.97)");
+        assert_eq!(verdict(&row(0.9, 0.89, 0.91), Some(Goal::Ratio(0.97))), "missed (≥ 0.97)");
+        assert_eq!(verdict(&row(0.97, 0.95, 0.99), Some(Goal::Ratio(0.97))), "open (≥ 0.97)");
         let noisy = Row { inconclusive: true, ..row(0.9, 0.89, 0.91) };
-        assert_eq!(verdict(&noisy, Some(0.97)), "inconclusive (≥ 0.97)");
+        assert_eq!(verdict(&noisy, Some(Goal::Ratio(0.97))), "inconclusive (≥ 0.97)");
         assert_eq!(verdict(&row(0.5, 0.5, 0.5), None), "");
+        let count = Row::plain("s", "op=x", Metric::Instructions, 150.0, 1);
+        assert_eq!(verdict(&count, Some(Goal::AtMost(150.0))), "met (≤ 150.0)");
+        assert_eq!(verdict(&count, Some(Goal::AtMost(149.0))), "missed (≤ 149.0)");
+        assert_eq!(verdict(&count, Some(Goal::Ratio(1.0))), "no baseline");
+        assert_eq!(verdict(&count.against("theirs", 100.0), Some(Goal::Ratio(1.0))), "missed (≥ 1)");
+        let free = Row::plain("s", "op=x", Metric::Allocations, 0.0, 1).against("theirs", 2.0);
+        assert_eq!(verdict(&free, Some(Goal::Ratio(1.0))), "met (≥ 1)");
     }
 
     #[test]
@@ -119,7 +136,8 @@ mod tests {
 
     #[test]
     fn the_table_shows_every_row() {
-        let shown = render("tcp", &[(row(1.0, 0.99, 1.01), Some(0.97)), (row(0.5, 0.4, 0.6), None)]);
+        let shown =
+            render("tcp", &[(row(1.0, 0.99, 1.01), Some(Goal::Ratio(0.97))), (row(0.5, 0.4, 0.6), None)]);
         assert_eq!(shown.matches("op=x").count(), 2);
         assert!(shown.contains("[0.990, 1.010]") && shown.contains("met (≥ 0.97)"), "{shown}");
     }
