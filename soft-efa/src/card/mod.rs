@@ -1,0 +1,21 @@
+//! The cards: what happens behind the verbs.
+//!
+//! From the outside in: [`process`] (this process among the others), [`card`] (one card), [`queue_pair`], [`completion`], [`region`]
+//! (what a program makes on a card), [`remote`] and [`peer`] (whom it reaches), [`engine`] (what carries requests out), [`thread`]
+//! (who runs the engine), [`ring`], [`copy`] and [`shared`] (how bytes get to another process), [`faults`], [`counters`], [`trace`].
+
+pub(crate) mod card;
+pub(crate) mod completion;
+pub(crate) mod copy;
+pub(crate) mod counters;
+pub(crate) mod engine;
+pub(crate) mod faults;
+pub(crate) mod peer;
+pub(crate) mod process;
+pub(crate) mod queue_pair;
+pub(crate) mod region;
+pub(crate) mod remote;
+pub(crate) mod ring;
+pub(crate) mod shared;
+pub(crate) mod thread;
+pub(crate) mod trace;
