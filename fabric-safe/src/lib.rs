@@ -46,3 +46,6 @@ pub use receive::{ReceiveOptions, Tag};
 pub use region::{DeregisterError, MemoryRegion, Region, RegisterError, RegisterOptions, Slice};
 pub use remote::{Remote, RemoteRegion};
 pub use transmit::{SendOptions, Transmit, WriteOptions};
+
+/// The libfabric that this process uses, once something has been discovered: its path and version.
+pub use fabric_sys::loaded as library;

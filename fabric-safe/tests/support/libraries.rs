@@ -57,3 +57,40 @@ pub(crate) fn wanted(provider: &str) -> bool {
         Err(_) => true,
     }
 }
+
+const CHILD: &str = "FABRIC_SAFE_TEST_CHILD";
+
+/// Runs `body` once per libfabric, each time in a process of its own: the test program calls itself with the name of the test.
+pub(crate) fn on_each(test: &str, body: impl FnOnce()) {
+    if std::env::var_os(CHILD).is_some() {
+        return body();
+    }
+    let libraries = all();
+    if libraries.is_empty() {
+        return super::skip(test, "no libfabric here");
+    }
+    for library in libraries {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+        library.choose(&mut child);
+        let output = child.output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        eprint!("{err}");
+        assert!(output.status.success(), "{test} on {}: {}\n{out}", library.name, output.status);
+        assert!(out.contains("1 passed"), "the child ran no test called {test}:\n{out}");
+    }
+}
+
+/// The providers to test in one process, of those that are here: the best entry of each.
+pub(crate) fn providers(test: &str) -> Vec<(&'static str, fabric_safe::Info)> {
+    let names = ["tcp", "tcp;ofi_rxm", "net", "shm", "sockets", "udp;ofi_rxd", "efa/efa", "efa/efa-direct"];
+    let found: Vec<_> = names
+        .into_iter()
+        .filter(|name| wanted(name))
+        .filter_map(|name| Some((name, super::node::discover(name)?)))
+        .collect();
+    if found.is_empty() {
+        super::skip(test, "no provider here that may be tested");
+    }
+    found
+}
