@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod buffer;
+pub mod cache;
 pub mod cost;
 mod error;
 pub mod ledger;
@@ -16,6 +17,7 @@ mod units;
 
 pub use access::Access;
 pub use buffer::{Buffer, Location, PageRun, PageSize, Pages, ParseLocationError};
+pub use cache::Cache;
 pub use cost::CostModel;
 pub use error::Error;
 pub use ledger::{Ledger, Reservation};

@@ -248,4 +248,65 @@ proptest! {
             Err(error) => prop_assert!(nics.iter().map(|nic| nic.pte_left).sum::<u64>() < pages, "{error}"),
         }
     }
+
+    #[test]
+    fn the_cache_covers_requests_and_leaks_nothing(
+        steps in prop::collection::vec((0..7_u8, 0..64_u64, 1..24_u64, 1..64_u8, 0..3_u64), 1..60),
+        whole in prop_oneof![Just(0_u64), Just(16), Just(1000)],
+        fail in prop::collection::vec(any::<bool>(), 8),
+    ) {
+        use efa_mr::cache::{Allocation, Request};
+        use std::sync::Arc;
+        // Every registration holds a clone of this: its count is the number of live registrations.
+        let live = Arc::new(());
+        let cache = efa_mr::Cache::new(whole);
+        let mut leases = Vec::new();
+        let mut calls = 0;
+        for (what, addr, len, rights, generation) in steps {
+            let access = efa_mr::Access::from_bits_truncate(rights);
+            // Memory of 32-byte allocations, of which each generation is another one.
+            let start = addr / 32 * 32;
+            let len = if generation > 0 { len.min(start + 32 - addr) } else { len };
+            let allocation = (generation > 0).then_some(Allocation { addr: start, len_bytes: 32, generation });
+            let request = Request { addr, len_bytes: len, access, allocation };
+            match what {
+                0..=2 => {
+                    let hit = cache.lookup(&request).is_some();
+                    let before = calls;
+                    let result = cache.acquire(&request, |a, l, rights| {
+                        calls += 1;
+                        if fail[calls % fail.len()] && calls % 3 == 0 { Err(std::fmt::Error) } else { Ok((a, l, rights, Arc::clone(&live))) }
+                    });
+                    prop_assert!(!hit || calls == before, "registered although it was there");
+                    if let Ok(lease) = result {
+                        prop_assert_eq!((lease.addr(), lease.len_bytes(), lease.access()), (lease.0, lease.1, lease.2));
+                        prop_assert!(lease.addr() <= addr && addr + len <= lease.addr() + lease.len_bytes());
+                        prop_assert!(lease.access().contains(access));
+                        prop_assert!(cache.lookup(&request).is_some_and(|again| again.same(&lease)));
+                        leases.push(lease);
+                    }
+                }
+                3 => {
+                    cache.invalidate(addr, len);
+                    let byte = |addr| Request { addr, len_bytes: 1, access: efa_mr::Access::empty(), allocation: None };
+                    let gone = (addr..addr + len).all(|addr| cache.lookup(&byte(addr)).is_none());
+                    prop_assert!(gone, "found after it was invalidated");
+                }
+                4 => {
+                    cache.evict(addr, len);
+                }
+                5 => {
+                    cache.sweep(generation);
+                }
+                _ => {
+                    leases.truncate(addr as usize % (leases.len() + 1));
+                }
+            }
+            prop_assert!(Arc::strong_count(&live) > cache.stats().entries);
+        }
+        drop(leases);
+        prop_assert_eq!(Arc::strong_count(&live) - 1, cache.stats().entries, "a registration outlives map and leases");
+        cache.sweep(0);
+        prop_assert_eq!((Arc::strong_count(&live), cache.stats().entries, cache.stats().bytes), (1, 0, 0));
+    }
 }
