@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Packages that any other may use in its tests and benchmarks.
-const TOOLS: &[&str] = &["benchkit"];
+const TOOLS: &[&str] = &["benchkit", "scripted-provider"];
 
 /// A promise about everything that a package pulls in, other projects' crates included.
 struct Promise {
