@@ -106,11 +106,19 @@ impl Step {
             Self::Layers => layers::check(workspace)?,
             Self::Deny => return deny(),
             Self::Clippy => {
-                let everything = ["--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
+                let everything = [
+                    "--workspace",
+                    "--all-targets",
+                    "--all-features",
+                    "--keep-going",
+                    "--",
+                    "-D",
+                    "warnings",
+                ];
                 with_linked(cargo("clippy").args(everything))?.run()?;
             }
             Self::Docs => {
-                let everything = ["--workspace", "--no-deps", "--all-features"];
+                let everything = ["--workspace", "--no-deps", "--all-features", "--keep-going"];
                 with_linked(cargo("doc").args(everything))?.env("RUSTDOCFLAGS", "-D warnings").run()?;
             }
             Self::Msrv => return msrv::check(workspace),
