@@ -4,7 +4,7 @@
 //! queue and finds it empty (it would only burn the core otherwise): see [`thread`](super::thread). Requests that are in flight are
 //! shuffled by the seed; they are carried out each exactly once; nothing orders one before another, as on SRD.
 
-use super::card::Card;
+use super::device::Card;
 use super::completion::{Completion, Queue};
 use super::copy::{CopyError, Direction, Ranges, copy};
 use super::faults::Verdict;

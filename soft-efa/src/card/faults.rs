@@ -1,5 +1,5 @@
 //! Faults.
-use super::card::Card;
+use super::device::Card;
 use super::engine::Request;
 use super::process::Process;
 use crate::settings::Settings;

@@ -1,6 +1,6 @@
 //! This process as the others see it: its slot in the registry, its cards, its peers, its mail.
 
-use super::card::Card;
+use super::device::Card;
 use super::peer::Peer;
 use super::region::Regions;
 use super::ring::{Packet, Ring};

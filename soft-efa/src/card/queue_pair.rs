@@ -1,6 +1,6 @@
 //! Queue pairs: states, posted receives, depths.
 
-use super::card::Card;
+use super::device::Card;
 use super::completion::{Completion, CompletionQueue, Queue};
 use super::process::lock;
 use crate::abi::{self, ibv_sge};

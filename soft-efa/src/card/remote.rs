@@ -1,6 +1,6 @@
 //! Address handles: a card of some host as one of our cards sees it.
 
-use super::card::Card;
+use super::device::Card;
 use super::process::{Process, lock};
 use super::shared::CardFile;
 use super::shared::Mapped;

@@ -6,7 +6,7 @@
 //! left for it. As soon as the program stops polling or goes to sleep on a completion channel, the thread takes over, so what was
 //! posted always gets done.
 
-use super::card::Card;
+use super::device::Card;
 use super::engine;
 use super::process::{Process, lock};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! Traces.
-use super::card::Card;
+use super::device::Card;
 use super::engine::Request;
 use super::process::Process;
 use crate::status::Status;

@@ -2,7 +2,7 @@
 
 use super::{errno_of, fail, set_errno};
 use crate::abi::*;
-use crate::card::card::Card;
+use crate::card::device::Card;
 use crate::card::completion::Channel;
 use crate::card::process::{Process, lock};
 use crate::settings::Settings;

@@ -3,7 +3,7 @@
 use super::context::card_of;
 use super::{fail, refuse};
 use crate::abi::*;
-use crate::card::card::Card;
+use crate::card::device::Card;
 use crate::card::region::Region;
 use crate::card::remote::Remote;
 use std::ffi::{c_int, c_uint, c_void};

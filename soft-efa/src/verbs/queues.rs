@@ -5,7 +5,7 @@ use super::memory::pd_number;
 use super::post::Session;
 use super::{errno_of, fail, poll, post};
 use crate::abi::*;
-use crate::card::card::Card;
+use crate::card::device::Card;
 use crate::card::completion::{Channel, Completion, CompletionQueue};
 use crate::card::engine;
 use crate::card::queue_pair::{MAX_RECV_SGE, MAX_SEND_SGE, QueuePair, Shape};

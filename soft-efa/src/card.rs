@@ -1,10 +1,10 @@
 //! The cards: what happens behind the verbs.
 //!
-//! From the outside in: [`process`] (this process among the others), [`card`] (one card), [`queue_pair`], [`completion`], [`region`]
+//! From the outside in: [`process`] (this process among the others), [`device`] (one card), [`queue_pair`], [`completion`], [`region`]
 //! (what a program makes on a card), [`remote`] and [`peer`] (whom it reaches), [`engine`] (what carries requests out), [`thread`]
 //! (who runs the engine), [`ring`], [`copy`] and [`shared`] (how bytes get to another process), [`faults`], [`counters`], [`trace`].
 
-pub(crate) mod card;
+pub(crate) mod device;
 pub(crate) mod completion;
 pub(crate) mod copy;
 pub(crate) mod counters;
