@@ -307,43 +307,44 @@ impl BatchHandle {
     /// # Errors
     /// [`Error::Batch`] with the first error, or that error itself when the batch has one request.
     pub fn wait(&self) -> Result<(), Error> {
-        loop {
-            if let Some(result) = self.wait_until(Instant::now() + Duration::from_secs(3600)) {
-                return result;
-            }
-        }
+        while !self.drive(None, BatchState::has_ended) {}
+        self.state.result()
     }
 
     /// As [`wait`](Self::wait), but gives up at `deadline` with `None`; the requests run on.
     pub fn wait_until(&self, deadline: Instant) -> Option<Result<(), Error>> {
-        if !self.drive(deadline, BatchState::has_ended) {
+        if !self.drive(Some(deadline), BatchState::has_ended) {
             return None;
         }
         Some(self.state.result())
     }
 
     /// Drives lanes on this thread, or sleeps while others do, until `done`.
-    fn drive(&self, deadline: Instant, done: fn(&BatchState) -> bool) -> bool {
+    fn drive(&self, deadline: Option<Instant>, done: fn(&BatchState) -> bool) -> bool {
         let mut peers = crate::drive::Peers::take();
         if done(&self.state) {
             return true;
         }
         self.state.peers(&mut peers.list);
         self.state.set_poke(peers.poke());
-        let mut in_time = true;
-        while !done(&self.state) && in_time {
-            if !peers.drive(&self.state, deadline, done) {
+        let ended = loop {
+            if !peers.drive(&self.state, deadline, done) && !done(&self.state) {
                 // Somebody else drives every lane that matters, or there is none yet.
-                self.state.sleep(done, deadline.min(Instant::now() + Duration::from_millis(100)));
+                let soon = Instant::now() + Duration::from_millis(100);
+                self.state.sleep(done, deadline.map_or(soon, |d| d.min(soon)));
             }
-            in_time = Instant::now() < deadline;
-        }
+            if done(&self.state) {
+                break true;
+            }
+            if deadline.is_some_and(|d| d <= Instant::now()) {
+                break false;
+            }
+        };
         self.state.set_poke(None);
-        if done(&self.state) {
-            return true;
+        if !ended {
+            self.leave_to_io(&peers.list);
         }
-        self.leave_to_io(&peers.list);
-        false
+        ended
     }
 
     fn leave_to_io(&self, peers: &[Arc<PeerInner>]) {
@@ -386,7 +387,7 @@ impl BatchHandle {
     /// at `deadline`. True at once after success. After a deadline or a cancellation the last bytes may still be on their
     /// way until the peer has answered or has closed the lane.
     pub fn quiesced(&self, deadline: Instant) -> bool {
-        self.drive(deadline, BatchState::is_quiet) && !self.state.doubtful.load(Ordering::Acquire)
+        self.drive(Some(deadline), BatchState::is_quiet) && !self.state.doubtful.load(Ordering::Acquire)
     }
 }
 

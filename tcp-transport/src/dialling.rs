@@ -11,7 +11,7 @@ use crate::handshake::{Agreed, Failure, Handshake};
 use crate::host;
 use crate::initiator::Initiator;
 use crate::io::IoShared;
-use crate::lane::{Lane, Window};
+use crate::lane::{BLOCKING_RECEIVE, Lane, Window};
 use crate::peer::PeerInner;
 use crate::socket;
 use crate::stats::Counters;
@@ -130,6 +130,11 @@ impl Dialling {
         token: u64,
     ) -> Option<Arc<Lane>> {
         let Agreed { theirs, cipher } = agreed;
+        // From now on every call says itself that it must not block, except the one of a waiting caller.
+        let blocking = self.stream.set_nonblocking(false);
+        if blocking.and_then(|()| self.stream.set_read_timeout(Some(BLOCKING_RECEIVE))).is_err() {
+            return None;
+        }
         let limits = &context.settings.limits;
         let window = Window {
             requests: limits.lane_requests.min(theirs.lane_requests as usize).max(1),

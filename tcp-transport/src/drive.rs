@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use crate::batch::BatchState;
+use crate::clock::Coarse;
 use crate::initiator::Leavings;
-use crate::lane::Lane;
+use crate::lane::{BLOCKING_RECEIVE, Lane};
 use crate::peer::{MAX_LANES, PeerInner};
 
 /// How often a driver looks at the deadlines of everything on its lanes.
@@ -71,7 +72,7 @@ impl Peers {
     pub(crate) fn drive(
         &mut self,
         batch: &Arc<BatchState>,
-        deadline: Instant,
+        deadline: Option<Instant>,
         done: fn(&BatchState) -> bool,
     ) -> bool {
         self.lanes.clear();
@@ -99,23 +100,32 @@ impl Peers {
         true
     }
 
-    fn run(&mut self, batch: &BatchState, deadline: Instant, done: fn(&BatchState) -> bool) {
-        let mut next_tick = Instant::now() + TICK;
+    fn run(&mut self, batch: &BatchState, deadline: Option<Instant>, done: fn(&BatchState) -> bool) {
+        let mut last_tick = Coarse::now();
         while !done(batch) {
-            let now = Instant::now();
-            if now >= next_tick {
-                next_tick = now + TICK;
-                if !self.tick(now) {
-                    return;
-                }
-                if done(batch) {
+            let now = Coarse::now();
+            if now.since(last_tick) >= TICK {
+                last_tick = now;
+                if !self.tick(Instant::now()) || done(batch) {
                     return;
                 }
             }
-            if now >= deadline || self.lanes.iter().all(|l| l.in_flight() == 0) {
+            // The precise clock is only asked by those who are in a hurry.
+            let left = deadline.map_or(TICK, |d| d.saturating_duration_since(Instant::now()));
+            if left.is_zero() || self.lanes.iter().all(|l| l.in_flight() == 0) {
                 return;
             }
-            let ready = self.wait(batch, deadline.min(next_tick).saturating_duration_since(now), done);
+            if self.lanes.len() == 1 && left >= BLOCKING_RECEIVE && self.is_alone() {
+                let lane = Arc::clone(&self.lanes[0]);
+                if lane.can_block() {
+                    let result = lane.receive_blocking(&mut self.leavings);
+                    if !self.settle(&lane, result) {
+                        return;
+                    }
+                    continue;
+                }
+            }
+            let ready = self.wait(batch, left.min(TICK), done);
             for index in 0..self.lanes.len().min(64) {
                 if ready & 1 << index == 0 {
                     continue;
@@ -130,6 +140,17 @@ impl Peers {
                 peer.dispatch();
             }
         }
+    }
+
+    /// Whether everything that is in flight to these peers is on the one lane that is being driven, so that nobody else can
+    /// end the batch.
+    fn is_alone(&self) -> bool {
+        let mut others = 0;
+        for peer in &self.list {
+            peer.lanes(|lane| others += usize::from(lane.in_flight() > 0));
+            others += peer.queued();
+        }
+        others <= 1
     }
 
     /// Looks at deadlines; false if a lane was lost.

@@ -144,6 +144,11 @@ impl Initiator {
         self.bytes_expected
     }
 
+    /// Whether no payload is coming.
+    pub(crate) fn is_between_frames(&self) -> bool {
+        self.decoder.payload_left() == 0
+    }
+
     pub(crate) fn has_unsent(&self) -> bool {
         !self.queue.is_empty()
     }

@@ -12,6 +12,7 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec};
 
 use crate::accepting::Accepting;
+use crate::clock::Coarse;
 use crate::context::Context;
 use crate::dialling::Dialling;
 use crate::error::Error;
@@ -26,6 +27,8 @@ use crate::sync::lock;
 const TICK: Duration = Duration::from_millis(20);
 /// Connections taken off a listener before other work gets its turn.
 const ACCEPTS: usize = 64;
+/// The coarse clock moves in steps of up to this.
+const MIN_SLEEP: Duration = Duration::from_millis(4);
 const WAKER: u64 = u64::MAX;
 
 /// What to wait for.
@@ -131,6 +134,7 @@ pub(crate) struct IoThread {
     watched: Vec<Weak<PeerInner>>,
     /// Lanes that had more to do when their turn was over.
     again: Vec<u64>,
+    messages: Vec<Message>,
     /// Accepted connections in the handshake, oldest first.
     handshakes: std::collections::VecDeque<u64>,
     draining: bool,
@@ -150,6 +154,7 @@ impl IoThread {
             free: Vec::new(),
             watched: Vec::new(),
             again: Vec::new(),
+            messages: Vec::new(),
             handshakes: std::collections::VecDeque::new(),
             draining: false,
             stop: false,
@@ -166,12 +171,12 @@ impl IoThread {
 
     pub(crate) fn run(mut self) {
         let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 64];
-        let mut next_tick: Option<Instant> = None;
+        let mut last_tick: Option<Coarse> = None;
         while !self.stop {
             let timeout = if !self.again.is_empty() {
                 Some(Duration::ZERO)
             } else {
-                next_tick.map(|t| t.saturating_duration_since(Instant::now()))
+                last_tick.map(|t| TICK.saturating_sub(Coarse::now().since(t)).max(MIN_SLEEP))
             };
             let timeout =
                 timeout.map(|d| Timespec { tv_sec: d.as_secs() as i64, tv_nsec: d.subsec_nanos().into() });
@@ -183,7 +188,8 @@ impl IoThread {
                     break;
                 }
             };
-            for token in std::mem::take(&mut self.again) {
+            for _ in 0..self.again.len() {
+                let token = self.again.swap_remove(0);
                 self.serve(token, EventFlags::IN);
             }
             for event in &events[..count] {
@@ -192,11 +198,11 @@ impl IoThread {
                     token => self.serve(token, event.flags),
                 }
             }
-            let now = Instant::now();
-            if next_tick.is_some_and(|t| t <= now) {
-                next_tick = self.tick(now).then_some(now + TICK);
-            } else if next_tick.is_none() && count > 0 {
-                next_tick = Some(now + TICK);
+            let now = Coarse::now();
+            match last_tick {
+                Some(t) if now.since(t) >= TICK => last_tick = self.tick(Instant::now()).then_some(now),
+                None if count > 0 => last_tick = Some(now),
+                _ => {}
             }
         }
         self.close_all();
@@ -232,9 +238,10 @@ impl IoThread {
         entry.source.take()
     }
 
-    fn tokens(&self) -> Vec<u64> {
-        let with_source = self.entries.iter().enumerate().filter(|(_, e)| e.source.is_some());
-        with_source.map(|(i, e)| u64::from(e.generation) << 32 | i as u64).collect()
+    /// The token of the source at a place of the table.
+    fn token_at(&self, index: usize) -> Option<u64> {
+        let entry = self.entries.get(index).filter(|e| e.source.is_some())?;
+        Some(u64::from(entry.generation) << 32 | index as u64)
     }
 
     // ---- events --------------------------------------------------------------------------------------------------
@@ -322,8 +329,10 @@ impl IoThread {
     fn messages(&mut self) {
         let mut count = [0; 8];
         let _ = rustix::io::read(&self.shared.waker, &mut count);
-        let messages = std::mem::take(&mut *lock(&self.shared.inbox));
-        for message in messages {
+        // The two lists change places, so that neither is allocated again.
+        let mut messages = std::mem::take(&mut self.messages);
+        std::mem::swap(&mut messages, &mut *lock(&self.shared.inbox));
+        for message in messages.drain(..) {
             match message {
                 Message::Accepted(stream, from) => self.begin_accepting(stream, from),
                 Message::Dial(peer) => self.begin_dialling(&peer),
@@ -336,6 +345,7 @@ impl IoThread {
                 Message::Stop => self.stop = true,
             }
         }
+        self.messages = messages;
     }
 
     // ---- connections from peers ----------------------------------------------------------------------------------
@@ -507,7 +517,8 @@ impl IoThread {
     fn tick(&mut self, now: Instant) -> bool {
         let mut more = false;
         let stall = self.context.settings.deadlines.stall;
-        for token in self.tokens() {
+        for index in 0..self.entries.len() {
+            let Some(token) = self.token_at(index) else { continue };
             match self.get(token) {
                 Some(Source::Accepting(a)) => {
                     more = true;
@@ -524,7 +535,7 @@ impl IoThread {
                 }
                 Some(Source::Server(lane)) => {
                     more |= lane.is_busy();
-                    if let Err(cause) = lane.tick(now, stall) {
+                    if let Err(cause) = lane.tick(stall) {
                         self.drop_server(token, &cause);
                     }
                 }
@@ -551,7 +562,8 @@ impl IoThread {
     fn drain(&mut self) {
         self.draining = true;
         let mut quiet = true;
-        for token in self.tokens() {
+        for index in 0..self.entries.len() {
+            let Some(token) = self.token_at(index) else { continue };
             match self.get(token) {
                 Some(Source::Listener(_)) => {
                     if let Some(Source::Listener(listener)) = self.take(token) {
@@ -566,7 +578,8 @@ impl IoThread {
     }
 
     fn close_all(&mut self) {
-        for token in self.tokens() {
+        for index in 0..self.entries.len() {
+            let Some(token) = self.token_at(index) else { continue };
             match self.get(token) {
                 Some(Source::Server(_)) => self.drop_server(token, "shut down"),
                 Some(Source::Client(lane)) => {

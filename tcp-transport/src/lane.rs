@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::BatchState;
 use crate::cipher::{Cipher, MAX_PLAIN};
+use crate::clock::Coarse;
 use crate::initiator::{Initiator, Leavings};
 use crate::io::{Interest, IoShared};
 use crate::memory::OwnedMemory;
@@ -31,6 +32,8 @@ pub(crate) const LARGE: u64 = 16 << 10;
 pub(crate) const MAX_MOVE: usize = 1 << 20;
 /// Answers that may wait in the socket when nobody drives the lane; above, an I/O thread takes over.
 const LAZY_BYTES: u64 = 64 << 10;
+/// How long a driver blocks in the socket before it looks at deadlines.
+pub(crate) const BLOCKING_RECEIVE: Duration = Duration::from_millis(20);
 
 /// See the module.
 pub(crate) struct Lane {
@@ -67,7 +70,7 @@ pub(crate) struct Window {
 pub(crate) struct LaneCore {
     pub(crate) initiator: Initiator,
     cipher: Option<Cipher>,
-    last_progress: Instant,
+    last_progress: Coarse,
     pinged: bool,
     large: bool,
     /// Holds the challenge while the peer looks for it.
@@ -93,7 +96,7 @@ impl Lane {
         let core = LaneCore {
             initiator,
             cipher,
-            last_progress: Instant::now(),
+            last_progress: Coarse::now(),
             pinged: false,
             large: false,
             probe: None,
@@ -259,6 +262,39 @@ impl Lane {
         result
     }
 
+    /// Whether the next bytes may be received without holding the core: no payload is expected that has a place of its own.
+    pub(crate) fn can_block(&self) -> bool {
+        let core = self.core();
+        !core.has_unsent() && core.initiator.is_between_frames()
+    }
+
+    /// Blocks in the socket for [`BLOCKING_RECEIVE`] at most; only for the driver, and only if [`can_block`](Self::can_block).
+    /// This saves a small request the system call that would ask whether there is something to receive.
+    pub(crate) fn receive_blocking(&self, leavings: &mut Leavings) -> Result<(), Cause> {
+        with_scratch(|scratch| {
+            // More than this would be copied from here to its place in vain.
+            let room = &mut scratch[..AHEAD_SMALL];
+            let received = crate::seam::receive_blocking(self.socket.as_fd(), room);
+            let n = match received {
+                Ok(0) => return Err("closed by the peer".into()),
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(format!("receiving: {e}")),
+            };
+            let mut core = self.core();
+            let mut result = core.take_in(&room[..n]);
+            if result.is_ok() && n == AHEAD_SMALL {
+                result = core.receive(&self.socket, scratch);
+            }
+            if result.is_ok() && core.has_unsent() {
+                result = core.flush(&self.socket);
+            }
+            take_leavings(&mut core, leavings);
+            self.publish(&core);
+            result
+        })
+    }
+
     /// Sends what is possible without blocking.
     pub(crate) fn flush(&self) -> Result<(), Cause> {
         let mut core = self.core();
@@ -270,7 +306,7 @@ impl Lane {
     pub(crate) fn tick(&self, now: Instant, leavings: &mut Leavings) -> Result<(), Cause> {
         let mut core = self.core();
         core.initiator.expire(now);
-        let quiet = now.saturating_duration_since(core.last_progress);
+        let quiet = Coarse::now().since(core.last_progress);
         let mut result = Ok(());
         if core.initiator.in_flight() > 0 {
             if quiet >= self.limits.stall {
@@ -311,7 +347,7 @@ impl LaneCore {
     /// Queues a slice; an idle lane's clock starts now.
     pub(crate) fn push(&mut self, slice: &mut Slice, floor: u64) {
         if self.initiator.in_flight() == 0 {
-            self.last_progress = Instant::now();
+            self.last_progress = Coarse::now();
             self.pinged = false;
         }
         self.initiator.push(slice, floor);
@@ -362,7 +398,7 @@ impl LaneCore {
             };
             match sent {
                 Ok(n) => {
-                    self.last_progress = Instant::now();
+                    self.last_progress = Coarse::now();
                     if n < wanted {
                         return Ok(());
                     }
@@ -371,6 +407,18 @@ impl LaneCore {
                 Err(e) => return Err(format!("sending: {e}")),
             }
         }
+    }
+
+    /// Bytes that were received into the read-ahead buffer.
+    fn take_in(&mut self, mut input: &[u8]) -> Result<(), Cause> {
+        self.last_progress = Coarse::now();
+        self.pinged = false;
+        let broken = |e: crate::wire::Malformed| format!("protocol: {e}");
+        let Some(cipher) = &mut self.cipher else { return self.initiator.feed(input).map_err(broken) };
+        while let Some(plain) = cipher.open(&mut input).map_err(broken)? {
+            self.initiator.feed(plain).map_err(broken)?;
+        }
+        Ok(())
     }
 
     fn receive(&mut self, socket: &TcpStream, scratch: &mut [u8]) -> Result<(), Cause> {
@@ -402,23 +450,15 @@ impl LaneCore {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(format!("receiving: {e}")),
             };
-            self.last_progress = Instant::now();
+            self.last_progress = Coarse::now();
             self.pinged = false;
             moved += n;
-            let broken = |e: crate::wire::Malformed| format!("protocol: {e}");
-            if let Some(cipher) = &mut self.cipher {
-                let mut input = &scratch[..n];
-                while let Some(plain) = cipher.open(&mut input).map_err(broken)? {
-                    self.initiator.feed(plain).map_err(broken)?;
-                }
-            } else {
-                if direct > 0 {
-                    self.large = direct as u64 > LARGE;
-                    self.initiator.received(n.min(direct) as u64).map_err(broken)?;
-                }
-                if n > direct {
-                    self.initiator.feed(&scratch[..n - direct]).map_err(broken)?;
-                }
+            if direct > 0 {
+                self.large = direct as u64 > LARGE;
+                self.initiator.received(n.min(direct) as u64).map_err(|e| format!("protocol: {e}"))?;
+            }
+            if n > direct {
+                self.take_in(&scratch[..n - direct])?;
             }
             if n < wanted {
                 return Ok(());

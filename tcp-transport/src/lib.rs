@@ -5,6 +5,7 @@
 mod accepting;
 mod batch;
 mod cipher;
+mod clock;
 mod context;
 mod decoder;
 mod dialling;

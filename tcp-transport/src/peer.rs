@@ -25,6 +25,9 @@ use crate::wire::Kind;
 const MIN_BACKOFF: Duration = Duration::from_millis(20);
 /// Most lanes to one peer.
 pub(crate) const MAX_LANES: usize = 16;
+/// Slices below this travel over the socket even on one host: copying between processes has to look the pages up, which costs
+/// more than copying so few bytes twice.
+const MIN_HOST_BYTES: u64 = 16 << 10;
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
 /// Which way the bytes of a peer's requests go.
@@ -351,13 +354,14 @@ impl PeerInner {
                 continue;
             }
             let floor = if slice.event.is_some() { lock(&self.events).floor() } else { 0 };
-            slice.kind = match (slice.kind, lane.is_host() && slice.is_host_capable()) {
-                (Kind::Read | Kind::HostRead, true) => Kind::HostRead,
-                (Kind::Read | Kind::HostRead, false) => Kind::Read,
-                (Kind::Write | Kind::HostWrite, true) => Kind::HostWrite,
-                (Kind::Write | Kind::HostWrite, false) => Kind::Write,
-                (other, _) => other,
-            };
+            slice.kind =
+                match (slice.kind, lane.is_host() && bytes >= MIN_HOST_BYTES && slice.is_host_capable()) {
+                    (Kind::Read | Kind::HostRead, true) => Kind::HostRead,
+                    (Kind::Read | Kind::HostRead, false) => Kind::Read,
+                    (Kind::Write | Kind::HostWrite, true) => Kind::HostWrite,
+                    (Kind::Write | Kind::HostWrite, false) => Kind::Write,
+                    (other, _) => other,
+                };
             core.push(slice, floor);
             lane.publish(&core);
             drop(core);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::time::Instant;
@@ -272,10 +273,26 @@ impl RegionInner {
     }
 }
 
+/// Keys are random already: their first bytes are as good as any hash. A peer cannot choose a key that is registered.
+#[derive(Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(word) = bytes.first_chunk::<8>() {
+            self.0 ^= u64::from_le_bytes(*word);
+        }
+    }
+    fn write_usize(&mut self, _: usize) {} // the length of the key, always 16
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// The regions that peers may address, by key.
 #[derive(Default)]
 pub(crate) struct RegionTable {
-    by_key: RwLock<HashMap<RegionKey, Arc<RegionInner>>>,
+    by_key: RwLock<HashMap<RegionKey, Arc<RegionInner>, BuildHasherDefault<KeyHasher>>>,
 }
 
 impl RegionTable {

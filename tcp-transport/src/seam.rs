@@ -7,6 +7,7 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 
@@ -151,7 +152,8 @@ pub(crate) const MAX_PARTS: usize = 256;
 
 /// The list of parts of one vectored read or write. It borrows everything that it points to.
 pub(crate) struct Parts<'a> {
-    list: [libc::iovec; MAX_PARTS],
+    /// The first `count` are initialised; clearing them all first would cost more than a small message.
+    list: [MaybeUninit<libc::iovec>; MAX_PARTS],
     count: usize,
     bytes: usize,
     borrowed: PhantomData<&'a mut [u8]>,
@@ -159,8 +161,7 @@ pub(crate) struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     pub(crate) fn new() -> Self {
-        let empty = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-        Self { list: [empty; MAX_PARTS], count: 0, bytes: 0, borrowed: PhantomData }
+        Self { list: [const { MaybeUninit::uninit() }; MAX_PARTS], count: 0, bytes: 0, borrowed: PhantomData }
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -175,10 +176,15 @@ impl<'a> Parts<'a> {
         self.bytes
     }
 
+    fn list(&self) -> &[libc::iovec] {
+        // SAFETY: `push` has initialised the first `count` places, and `MaybeUninit` has the layout of what it holds.
+        unsafe { std::slice::from_raw_parts(self.list.as_ptr().cast(), self.count) }
+    }
+
     fn push(&mut self, base: *mut u8, len: usize) {
         assert!(self.count < MAX_PARTS, "caller asks is_full() first");
         if len > 0 {
-            self.list[self.count] = libc::iovec { iov_base: base.cast(), iov_len: len };
+            self.list[self.count].write(libc::iovec { iov_base: base.cast(), iov_len: len });
             self.count += 1;
             self.bytes += len;
         }
@@ -222,7 +228,7 @@ impl<'a> Gather<'a> {
     pub(crate) fn copy_to(&self, out: &mut [u8], limit: usize) -> usize {
         let room = limit.min(out.len());
         let mut at = 0;
-        for part in &self.0.list[..self.0.count] {
+        for part in self.0.list() {
             let n = part.iov_len.min(room - at);
             // SAFETY: the part is valid for reads of `iov_len` bytes while `self` borrows it, and `out` has room for
             // `n` more bytes behind `at`.
@@ -234,8 +240,12 @@ impl<'a> Gather<'a> {
 
     /// Sends without blocking. An error of kind `WouldBlock` says that the socket's buffer is full.
     pub(crate) fn send(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        let message = message(&self.0);
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        if let [one] = self.0.list() {
+            // SAFETY: the part is valid for reads while `self` borrows it.
+            return retry(|| unsafe { libc::send(socket.as_raw_fd(), one.iov_base, one.iov_len, flags) });
+        }
+        let message = message(&self.0);
         // SAFETY: the header points to `count` parts, each valid for reads while `self` borrows it.
         retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
     }
@@ -263,16 +273,27 @@ impl<'a> Scatter<'a> {
 
     /// Receives what is there, without blocking. Zero means that the peer has closed its side.
     pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        if let [one] = self.0.list() {
+            let flags = libc::MSG_DONTWAIT;
+            // SAFETY: the part is valid for writes while `self` borrows it.
+            return retry(|| unsafe { libc::recv(socket.as_raw_fd(), one.iov_base, one.iov_len, flags) });
+        }
         let mut message = message(&self.0);
         // SAFETY: the header points to `count` parts, each valid for writes while `self` borrows it.
         retry(|| unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })
     }
 }
 
+/// Receives into `room`, blocking until there is something or the socket's receive timeout is over.
+pub(crate) fn receive_blocking(socket: BorrowedFd<'_>, room: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: `room` is valid for writes of its length.
+    retry(|| unsafe { libc::recv(socket.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), 0) })
+}
+
 fn message(parts: &Parts<'_>) -> libc::msghdr {
     // SAFETY: `msghdr` is plain data for which all zeroes mean "nothing".
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = parts.list.as_ptr().cast_mut();
+    message.msg_iov = parts.list().as_ptr().cast_mut();
     message.msg_iovlen = parts.count;
     message
 }
@@ -312,7 +333,7 @@ pub(crate) fn host_copy(
     for (slot, &(addr, len)) in remote.iter_mut().zip(theirs) {
         *slot = libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len as usize };
     }
-    let (local, locals) = (ours.list.as_ptr(), ours.count as libc::c_ulong);
+    let (local, locals) = (ours.list().as_ptr(), ours.count as libc::c_ulong);
     let (other, others) = (remote.as_ptr(), count as libc::c_ulong);
     retry(|| match way {
         // SAFETY: our parts are valid for writes while `ours` borrows them; the kernel validates the other process's.

@@ -6,9 +6,10 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::cipher::{Cipher, MAX_PLAIN};
+use crate::clock::Coarse;
 use crate::handshake::Introduction;
 use crate::host::{self, HostPeer};
 use crate::io::{Interest, IoShared};
@@ -42,7 +43,7 @@ pub(crate) struct ServerLane {
 struct ServerCore {
     responder: Responder,
     cipher: Option<Cipher>,
-    last_progress: Instant,
+    last_progress: Coarse,
     interest: Interest,
     large: bool,
 }
@@ -73,7 +74,7 @@ impl ServerLane {
         let core = ServerCore {
             responder,
             cipher,
-            last_progress: Instant::now(),
+            last_progress: Coarse::now(),
             interest: Interest::READ,
             large: false,
         };
@@ -131,10 +132,10 @@ impl ServerLane {
     }
 
     /// Gives up on a peer that stalls in the middle of something.
-    pub(crate) fn tick(&self, now: Instant, stall: Duration) -> Result<(), Cause> {
+    pub(crate) fn tick(&self, stall: Duration) -> Result<(), Cause> {
         let core = lock(&self.core);
         let owes = core.responder.is_mid_frame() || core.has_unsent();
-        let quiet = now.saturating_duration_since(core.last_progress);
+        let quiet = Coarse::now().since(core.last_progress);
         if owes && quiet >= stall {
             return Err(format!("stalled for {:.1} s", quiet.as_secs_f64()));
         }
@@ -268,7 +269,7 @@ impl ServerCore {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(e) => return Err(format!("receiving: {e}")),
             };
-            self.last_progress = Instant::now();
+            self.last_progress = Coarse::now();
             moved += n;
             if let Some(cipher) = &mut self.cipher {
                 let mut input = &scratch[..n];
@@ -346,7 +347,7 @@ impl ServerCore {
             };
             match sent {
                 Ok(n) => {
-                    self.last_progress = Instant::now();
+                    self.last_progress = Coarse::now();
                     if n < wanted {
                         return Ok(());
                     }
