@@ -15,7 +15,7 @@ use crate::error::{Errno, ErrorKind, OperationError};
 use crate::object::close;
 use crate::operations::Table;
 use crate::wait::WaitObject;
-use crate::{Error, Info, Usage};
+use crate::{Capabilities, Error, Info, Usage};
 
 /// How much a completion tells. Longer formats contain the shorter ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,13 +65,18 @@ pub struct CompletionQueueOptions {
 }
 
 impl CompletionQueueOptions {
-    /// Room for one endpoint of this kind, and as much again for immediate values (but at most 4096 of those); tags and
-    /// immediates are told; no waiting.
+    /// Room for one endpoint of this kind, and as much again for immediate values (but at most 4096 of those); immediates
+    /// are told, and tags where the provider has them; no waiting.
     pub fn new(info: &Info) -> CompletionQueueOptions {
         let own = info.transmit_depth() + info.receive_depth();
         CompletionQueueOptions {
             entries: own + own.min(4096),
-            format: CompletionFormat::Tagged,
+            // Fabric `efa-direct` has no tags, and no completions that could tell them.
+            format: if info.capabilities().contains(Capabilities::TAGGED) {
+                CompletionFormat::Tagged
+            } else {
+                CompletionFormat::Data
+            },
             wait: false,
             sources: false,
         }
@@ -102,6 +107,8 @@ pub(crate) struct QueueState {
     tables: Vec<Arc<Table>>,
     /// Sum of their slots.
     slots: usize,
+    /// How many of them belong to endpoints that are open.
+    open: usize,
 }
 
 // SAFETY: the queue belongs to a thread-safe domain; reading is serialised by `state` besides.
@@ -143,7 +150,7 @@ impl CompletionQueue {
             format: options.format,
             entries: options.entries,
             sources: options.sources,
-            state: Mutex::new(QueueState { tables: Vec::new(), slots: 0 }),
+            state: Mutex::new(QueueState { tables: Vec::new(), slots: 0, open: 0 }),
             wait: None,
             stray: AtomicU64::new(0),
             domain: domain.clone(),
@@ -253,7 +260,7 @@ impl CompletionQueue {
     /// [`Error::Call`] with what the provider said.
     pub fn arm(&self) -> Result<bool, Error> {
         self.wait_object()?;
-        if lock(&self.0.state).has_aborted() {
+        if lock(&self.0.state).has_leftovers() {
             return Ok(false);
         }
         let mut objects = [self.0.raw.as_ptr().cast::<sys::fid>()];
@@ -286,6 +293,7 @@ impl QueueState {
             return Err(Usage::QueueTooSmall { entries, need });
         }
         self.slots = need;
+        self.open += 1;
         self.tables.push(table.clone());
         Ok(())
     }
@@ -295,8 +303,15 @@ impl QueueState {
         self.slots -= table.depth();
     }
 
-    fn has_aborted(&self) -> bool {
-        self.tables.iter().any(|table| table.is_closed())
+    /// The endpoint of a table is closed (`quiesced`) or could not be closed.
+    pub(crate) fn close(&mut self, table: &Table, quiesced: bool) {
+        table.close(quiesced);
+        self.open -= 1;
+    }
+
+    /// Whether there is something to tell that the provider knows nothing of.
+    fn has_leftovers(&self) -> bool {
+        self.tables.len() > self.open
     }
 }
 
@@ -318,6 +333,19 @@ impl QueueInner {
 
     #[inline]
     fn fill(&self, state: &mut QueueState, batch: &mut CompletionBatch) -> Result<(), Error> {
+        // Without an open endpoint there is nothing that could still complete, and `net` of 1.17 does not survive being asked.
+        let read = if state.open > 0 { self.read(state, batch) } else { Ok(()) };
+        // Only once nothing real is left: what completed before the endpoint was closed has ended well.
+        if batch.items.is_empty() {
+            self.aborted(state, batch);
+        }
+        // A queue that has failed still tells how the operations of closed endpoints ended.
+        if batch.items.is_empty() { read } else { Ok(()) }
+    }
+
+    /// Reads what the provider has.
+    #[inline]
+    fn read(&self, state: &QueueState, batch: &mut CompletionBatch) -> Result<(), Error> {
         let capacity = batch.capacity();
         let raw = batch.raw.as_mut_ptr().cast::<c_void>();
         // SAFETY: the queue is open; the buffers have room for `capacity` entries of the longest format.
@@ -329,7 +357,6 @@ impl QueueInner {
             }
         };
         match usize::try_from(count) {
-            Ok(0) => self.aborted(state, batch),
             Ok(count) if count <= capacity => {
                 for index in 0..count {
                     self.entry(state, batch, index);
@@ -341,7 +368,7 @@ impl QueueInner {
                     what: format!("{count} entries where {capacity} were asked for"),
                 });
             }
-            Err(_) => return self.fill_exception(count, state, batch),
+            Err(_) => return self.exception(count, state, batch),
         }
         Ok(())
     }
@@ -407,24 +434,15 @@ impl QueueInner {
     }
 
     #[cold]
-    fn fill_exception(
-        &self,
-        status: isize,
-        state: &mut QueueState,
-        batch: &mut CompletionBatch,
-    ) -> Result<(), Error> {
-        if status == -(sys::FI_EAVAIL as isize) {
-            self.error_entry(state, batch);
+    fn exception(&self, status: isize, state: &QueueState, batch: &mut CompletionBatch) -> Result<(), Error> {
+        match i32::try_from(-status) {
+            Ok(sys::FI_EAGAIN | sys::FI_EINTR) => Ok(()),
+            Ok(sys::FI_EAVAIL) => {
+                self.error_entry(state, batch);
+                Ok(())
+            }
+            _ => Err(Error::call("fi_cq_read", self.domain.info().place(), status as i64)),
         }
-        // Only once nothing real is left: what completed before the endpoint was closed has ended well.
-        if batch.items.is_empty() {
-            self.aborted(state, batch);
-        }
-        let harmless = [sys::FI_EAGAIN, sys::FI_EAVAIL, sys::FI_EINTR].map(|errno| -(errno as isize));
-        if harmless.contains(&status) || !batch.items.is_empty() {
-            return Ok(());
-        }
-        Err(Error::call("fi_cq_read", self.domain.info().place(), status as i64))
     }
 
     /// Takes one entry from the queue of errors.
@@ -445,7 +463,8 @@ impl QueueInner {
             kind,
             errno,
             provider_errno: entry.prov_errno,
-            text: self.error_text(&entry),
+            // `tcp;ofi_rxm` of 1.17 asks the first endpoint for the text, even if there is none any more.
+            text: if state.open > 0 { self.error_text(&entry) } else { String::new() },
             overflow_bytes: entry.olen,
             quiesced: true,
         };
@@ -480,7 +499,15 @@ impl QueueInner {
     }
 
     /// Tells about the operations that closed endpoints left behind, and forgets their tables when there are none left.
+    #[inline]
     fn aborted(&self, state: &mut QueueState, batch: &mut CompletionBatch) {
+        if state.tables.len() > state.open {
+            self.aborted_of(state, batch);
+        }
+    }
+
+    #[cold]
+    fn aborted_of(&self, state: &mut QueueState, batch: &mut CompletionBatch) {
         let mut index = 0;
         while index < state.tables.len() {
             if !state.tables[index].is_closed() {

@@ -421,7 +421,7 @@ impl Side {
     }
 
     fn detach(&self) {
-        self.table.close(true);
+        self.queue.0.lock().close(&self.table, true);
     }
 
     /// The right to post, or to close.
@@ -545,9 +545,11 @@ impl Endpoint<Enabled> {
         }
     }
 
-    /// Closes the endpoint. Posting gives [`PostError::Closed`] from now on; operations that have not ended come out of the
-    /// completion queue as [`ErrorKind::Aborted`](crate::ErrorKind::Aborted) after those that have. When it returns, the
-    /// provider has let go of the memory of all operations.
+    /// Closes the endpoint. Posting gives [`PostError::Closed`] from now on; operations whose end has not been polled come out
+    /// of the completion queue as [`ErrorKind::Aborted`](crate::ErrorKind::Aborted), whatever they did at the target. When it
+    /// returns, the provider has let go of the memory of all operations.
+    ///
+    /// Poll first to hear about what has completed: closing itself does not poll, because that would let peers' requests in.
     ///
     /// Blocks for as long as the provider needs for it, and for threads that are posting. Closing twice does nothing.
     ///
@@ -570,13 +572,23 @@ impl Enabled {
         }
         *transmit = false;
         *receive = false;
+        // Nobody polls meanwhile: not all providers expect their endpoints to vanish under a reader. In the order of their
+        // addresses, because another endpoint may have the same two queues the other way round.
+        let queues = [&self.transmit.queue.0, &self.receive.queue.0];
+        let same = Arc::ptr_eq(queues[0], queues[1]);
+        let swap = Arc::as_ptr(queues[1]) < Arc::as_ptr(queues[0]);
+        let mut first = queues[usize::from(swap)].lock();
+        let mut second = if same { None } else { Some(queues[usize::from(!swap)].lock()) };
         // SAFETY: nobody posts any more; queues and vector are still open.
         let closed = unsafe { close(self.raw.as_ptr().cast()) };
-        for side in [&self.transmit, &self.receive] {
-            let queue = side.queue.0.lock();
-            side.table.close(closed.is_ok());
-            drop(queue);
+        for (side, is_second) in [(&self.transmit, swap), (&self.receive, !swap)] {
+            let state = match &mut second {
+                Some(second) if is_second => second,
+                _ => &mut first,
+            };
+            state.close(&side.table, closed.is_ok());
         }
+        drop((first, second));
         drop((transmit, receive));
         match closed {
             Ok(()) => {
