@@ -26,9 +26,8 @@
 //! recently used. None of them touches a registration that somebody holds a lease of.
 
 use crate::access::Access;
-use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -213,9 +212,11 @@ struct Pending {
 }
 
 struct State<R> {
-    /// By first byte. No entry lies inside another, so ends ascend as well, and of all entries that begin at or before an address the
-    /// last one reaches farthest: a look-up is one step back from the address.
-    entries: BTreeMap<u64, Arc<Entry<R>>>,
+    /// In ascending order of first bytes. No entry lies inside another, so last bytes ascend as well, and of all entries that begin
+    /// at or before an address the last one reaches farthest: a look-up is one binary search and one step back.
+    entries: Vec<Arc<Entry<R>>>,
+    /// The first bytes of the entries, next to each other for the search.
+    firsts: Vec<u64>,
     /// What is being registered now. Requests that overlap it wait.
     pending: Vec<Pending>,
     sweep: u64,
@@ -239,7 +240,14 @@ impl<R> Cache<R> {
     /// An empty cache that registers allocations of up to `whole_bytes` bytes whole; 0 never does.
     #[must_use]
     pub const fn new(whole_bytes: u64) -> Self {
-        let state = State { entries: BTreeMap::new(), pending: Vec::new(), sweep: 0, hits: 0, misses: 0 };
+        let state = State {
+            entries: Vec::new(),
+            firsts: Vec::new(),
+            pending: Vec::new(),
+            sweep: 0,
+            hits: 0,
+            misses: 0,
+        };
         Self { state: Mutex::new(state), registered: Condvar::new(), whole_bytes }
     }
 
@@ -351,7 +359,7 @@ impl<R> Cache<R> {
         let Some(span) = Span::new(addr, len_bytes) else { return 0 };
         let mut state = self.lock();
         let removed = state.remove(span, idle);
-        let kept = state.overlapping(span).count();
+        let kept = state.overlapping(span).len();
         drop(state);
         drop(removed);
         kept
@@ -373,19 +381,21 @@ impl<R> Cache<R> {
     /// Lets go of unleased registrations, least recently used first, until they had `bytes` bytes together. Returns the bytes.
     pub fn make_room(&self, bytes: u64) -> u64 {
         let mut state = self.lock();
-        let mut idle: Vec<(u64, u64)> = state
+        let mut oldest: Vec<(u64, u64)> = state
             .entries
-            .values()
+            .iter()
             .filter(|entry| idle(entry))
             .map(|entry| (entry.used.load(Ordering::Relaxed), entry.span.first))
             .collect();
-        idle.sort_unstable();
+        oldest.sort_unstable();
         let (mut freed, mut removed) = (0_u64, Vec::new());
-        for (_, first) in idle {
+        for (_, first) in oldest {
             if freed >= bytes {
                 break;
             }
-            if let Some(entry) = state.entries.remove(&first) {
+            for entry in
+                state.remove(Span { first, last: first }, |entry| entry.span.first == first && idle(entry))
+            {
                 freed = freed.saturating_add(entry.span.len_bytes());
                 removed.push(entry);
             }
@@ -400,7 +410,7 @@ impl<R> Cache<R> {
     pub fn stats(&self) -> Stats {
         let state = self.lock();
         let bytes =
-            state.entries.values().fold(0, |sum: u64, entry| sum.saturating_add(entry.span.len_bytes()));
+            state.entries.iter().fold(0, |sum: u64, entry| sum.saturating_add(entry.span.len_bytes()));
         Stats { hits: state.hits, misses: state.misses, entries: state.entries.len(), bytes }
     }
 
@@ -436,7 +446,8 @@ impl<R> Drop for Waiting<'_, R> {
 impl<R> State<R> {
     #[inline]
     fn hit(&mut self, span: Span, request: &Request) -> Option<Lease<R>> {
-        let (_, entry) = self.entries.range(..=span.first).next_back()?;
+        let after = self.firsts.partition_point(|first| *first <= span.first);
+        let entry = &self.entries[after.checked_sub(1)?];
         let same = match request.allocation {
             Some(allocation) => entry.generation == allocation.generation,
             None => true,
@@ -450,18 +461,24 @@ impl<R> State<R> {
     }
 
     /// Entries that overlap a span, in ascending order.
-    fn overlapping(&self, span: Span) -> impl Iterator<Item = &Arc<Entry<R>>> {
-        // Ends ascend: walking back from the span, the first entry that does not reach it ends the search.
-        let before = self.entries.range(..span.first).rev().map(|(_, entry)| entry);
-        let before: Vec<_> = before.take_while(move |entry| entry.span.last >= span.first).collect();
-        let after = self.entries.range(span.first..=span.last).map(|(_, entry)| entry);
-        before.into_iter().rev().chain(after)
+    fn overlapping(&self, span: Span) -> &[Arc<Entry<R>>] {
+        &self.entries[self.overlapping_range(span)]
     }
 
-    fn remove(&mut self, span: Span, which: impl Fn(&Arc<Entry<R>>) -> bool) -> Vec<Arc<Entry<R>>> {
-        let keys: Vec<u64> =
-            self.overlapping(span).filter(|entry| which(entry)).map(|entry| entry.span.first).collect();
-        keys.into_iter().filter_map(|key| self.entries.remove(&key)).collect()
+    fn overlapping_range(&self, span: Span) -> Range<usize> {
+        let start = self.entries.partition_point(|entry| entry.span.last < span.first);
+        let end = self.firsts.partition_point(|first| *first <= span.last);
+        start..end.max(start)
+    }
+
+    fn remove(&mut self, span: Span, mut which: impl FnMut(&Arc<Entry<R>>) -> bool) -> Vec<Arc<Entry<R>>> {
+        let range = self.overlapping_range(span);
+        let removed: Vec<_> = self.entries.extract_if(range, |entry| which(entry)).collect();
+        if !removed.is_empty() {
+            self.firsts.clear();
+            self.firsts.extend(self.entries.iter().map(|entry| entry.span.first));
+        }
+        removed
     }
 
     /// Drops entries of another generation that the request's allocation lies over: that memory is gone.
@@ -476,7 +493,7 @@ impl<R> State<R> {
         let mut joined = span;
         loop {
             let around = Span { first: joined.first.saturating_sub(1), last: joined.last.saturating_add(1) };
-            let grown = self.overlapping(around).fold(joined, |sum, entry| {
+            let grown = self.overlapping(around).iter().fold(joined, |sum, entry| {
                 let neighbour =
                     allocation.is_some_and(|allocation| entry.allocation == Some(allocation.addr));
                 let joins = entry.span.overlaps(joined) || (neighbour && entry.span.touches(joined));
@@ -493,6 +510,7 @@ impl<R> State<R> {
     /// The rights of all entries that lie inside a span or around it: who replaces them must have these.
     fn rights_within(&self, span: Span) -> Access {
         self.overlapping(span)
+            .iter()
             .filter(|entry| span.contains(entry.span) || entry.span.contains(span))
             .fold(Access::empty(), |rights, entry| rights | entry.access)
     }
@@ -501,7 +519,9 @@ impl<R> State<R> {
     fn insert(&mut self, entry: Arc<Entry<R>>) -> Vec<Arc<Entry<R>>> {
         let span = entry.span;
         let replaced = self.remove(span, |other| span.contains(other.span) || other.span.contains(span));
-        self.entries.insert(span.first, entry);
+        let at = self.firsts.partition_point(|first| *first < span.first);
+        self.entries.insert(at, entry);
+        self.firsts.insert(at, span.first);
         replaced
     }
 }

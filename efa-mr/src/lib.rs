@@ -13,6 +13,7 @@ pub mod planner;
 pub mod policy;
 #[cfg(feature = "registrar")]
 pub mod registrar;
+pub mod topology;
 mod units;
 
 pub use access::Access;
@@ -25,3 +26,4 @@ pub use nic::{DEFAULT_PTE_BUDGET, Distance, MAX_NICS, Nic, NicSet};
 pub use plan::{Chunk, NicUse, Plan, Score};
 pub use planner::plan;
 pub use policy::{Policy, Wanted};
+pub use topology::Topology;
