@@ -9,6 +9,7 @@
 //! | [`mod@bench`] | ours against bare loops, as tables and JSON rows |
 //! | [`fuzz`] | the parsers' fuzz targets |
 //! | [`libfabric`] | a libfabric 2.x with its efa provider under `target/` |
+//! | [`soft_efa`] | a command on software EFA cards |
 //! | [`bindgen`] | fabric-sys' checked-in bindings |
 //!
 //! [`shell`] runs programs and says so; [`workspace`] knows where things are; [`registry`] fetches pinned files. A
@@ -23,6 +24,7 @@ mod lint;
 mod registry;
 mod setup;
 mod shell;
+mod soft_efa;
 mod test;
 mod workspace;
 
@@ -52,6 +54,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Puts a libfabric 2.x with its efa provider under target/; prints its prefix as the last line
     Libfabric(libfabric::Args),
+    /// Runs a command on N software EFA cards
+    SoftEfa(soft_efa::Args),
     /// Regenerates fabric-sys' checked-in bindings
     Bindgen(bindgen::Args),
 }
@@ -65,6 +69,7 @@ fn main() -> std::process::ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Libfabric(args) => libfabric::run(&args),
+        Command::SoftEfa(args) => soft_efa::run(&args),
         Command::Bindgen(args) => bindgen::run(&args),
     };
     match outcome {

@@ -1,6 +1,6 @@
 //! Rows for people.
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, TableComponent, presets};
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 
 use crate::bench::Goal;
 use crate::row::Row;
@@ -8,8 +8,7 @@ use crate::row::Row;
 /// The whole run; each row with what was promised, if anything.
 pub(crate) fn render(suite: &str, results: &[(Row, Option<Goal>)]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
-    table.remove_style(TableComponent::HorizontalLines);
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header([suite, "metric", "ours", "baseline", "ratio", "95 %", "A/A", "verdict"]);
     for (row, goal) in results {
         table.add_row([
