@@ -46,3 +46,7 @@ pub use request::{Batch, Op, Request, Shape};
 pub use settings::{Deadlines, Encryption, Limits, LocalPath, SocketOptions};
 pub use stats::Statistics;
 pub use transport::{Builder, Caller, Handler, Transport};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // tests
+mod model_tests;
