@@ -1,1 +1,91 @@
-//! One-sided transfers over every EFA card (or any libfabric RDM provider) at once
+//! One-sided transfers over every EFA card (or any libfabric RDM provider) at once.
+//!
+//! A [`Transport`] opens the NICs of one libfabric provider, registers memory on them through [`efa_mr`], and moves bytes
+//! between that memory and the memory of peers: over every NIC at once, each request spread over the NICs that can take it,
+//! tried again elsewhere when a NIC fails, ended exactly once, at its deadline at the latest.
+//!
+//! What it is not: a way to find peers. A transport makes a descriptor of itself (opaque bytes) and takes those of others;
+//! who carries them is the caller's business. It opens no sockets of its own.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use std::time::{Duration, Instant};
+//! use efa_transport::{Access, Batch, Config, Request, Transport};
+//! use fabric_safe::{Mapping, PageKind};
+//!
+//! # fn exchange(ours: &[u8]) -> Vec<u8> { ours.to_vec() }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let transport = Transport::open(Config::new().name("prefill-0"))?;
+//! println!("{}", transport.describe());
+//! let memory = Arc::new(Mapping::anonymous(1 << 20, PageKind::Small)?);
+//! let region = transport.register(memory, Access::ALL)?;
+//!
+//! // One round trip tells each side everything about the other.
+//! let peer = transport.add_or_update_peer(&exchange(&transport.local_descriptor()))?;
+//! transport.warm_up(peer, Instant::now() + Duration::from_secs(5))?;
+//!
+//! let mut batch = Batch::new();
+//! # let remote_addr = region.addr();
+//! batch.push(Request::write(peer, &region, region.addr(), remote_addr, 4096))?;
+//! transport.submit(&mut batch)?.wait()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where a byte goes
+//!
+//! `request` collects what is asked for. `core` looks up the peer's memory, lets the [`scheduler`] cut each request into
+//! slices that straddle no seam of either side, and gives every slice to a `lane`, the queue of one NIC. Whoever drives a
+//! lane (a thread that waits, or the thread of `progress`) posts slices against credits and reads completions; a slice
+//! that ends is accounted in its `batch`, which the [`BatchHandle`] follows. A slice that fails is `classify`-ed and, once
+//! its attempt has ended, tried again over another rail.
+
+#![forbid(unsafe_code)]
+
+// What callers say and see.
+mod config;
+mod describe;
+mod error;
+mod events;
+mod request;
+mod stats;
+mod transport;
+#[cfg(test)]
+mod transport_tests;
+
+// Memory and peers.
+mod descriptor;
+mod peer;
+mod region;
+mod warmup;
+
+// The way of a slice.
+mod batch;
+mod classify;
+mod core;
+mod lane;
+mod progress;
+pub mod scheduler;
+mod slice;
+mod trace;
+
+// Cards and clocks.
+mod nic;
+mod provider;
+mod sync;
+
+pub use batch::{BatchHandle, Status};
+pub use config::{Config, NicSelection, Provider};
+pub use describe::{Description, NicDescription};
+#[doc(hidden)]
+pub use descriptor::check_descriptor;
+pub use descriptor::MAX_DESCRIPTOR_BYTES;
+pub use error::Error;
+pub use events::{Arrivals, Counter, Event, Events};
+pub use peer::PeerId;
+pub use provider::Rejected;
+pub use region::{Access, Region, RegisterOptions};
+pub use request::{Batch, MAX_PIECES, MAX_REQUEST_BYTES, Op, Request, Shape};
+pub use stats::{NicStatistics, PeerStatistics, Statistics};
+pub use transport::Transport;
+pub use warmup::WarmUp;

@@ -1,0 +1,157 @@
+//! One NIC, opened: domain, address vector, completion queue, endpoint.
+
+use std::sync::{Arc, Mutex};
+
+use fabric_safe::{
+    Address, AddressVector, AddressVectorOptions, CompletionFormat, CompletionQueue, CompletionQueueOptions,
+    Direction, Domain, Endpoint, Fabric, Info, Mapping, MemoryRegion, Mode, PageKind, RawAddress, option,
+};
+
+use crate::error::Error;
+use crate::provider::{nic_name, numa_of};
+use crate::sync::lock;
+
+/// Bytes of the area that peers read to warm a rail up.
+pub(crate) const PROBE_BYTES: usize = 64;
+/// Offsets in the probe memory: what peers read, and where our own probes land.
+const PROBE_SERVED: usize = 0;
+pub(crate) const PROBE_LANDING: usize = 2048;
+const PROBE_MEMORY: usize = 4096;
+/// Receives that are kept posted where immediates use them up.
+const RECEIVES: usize = 512;
+const RECEIVE_BYTES: usize = 64;
+
+/// A NIC that is open. The endpoint can be replaced; everything else stays.
+pub(crate) struct Nic {
+    pub(crate) name: String,
+    pub(crate) info: Info,
+    pub(crate) numa: Option<u16>,
+    pub(crate) link_mbps: u32,
+    pub(crate) domain: Domain,
+    vector: AddressVector,
+    pub(crate) queue: CompletionQueue,
+    pub(crate) has_wait_object: bool,
+    pub(crate) probe: MemoryRegion<Arc<Mapping>>,
+    bounce: Option<MemoryRegion<Arc<Mapping>>>,
+    address: Mutex<RawAddress>,
+}
+
+/// What the endpoint says about how it does reads and writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Emulation {
+    pub(crate) read: Option<bool>,
+    pub(crate) write: Option<bool>,
+}
+
+impl Nic {
+    pub(crate) fn open(info: &Info, max_peers: usize, wait: bool) -> Result<(Self, Endpoint), Error> {
+        let name = nic_name(info);
+        let fail = |error| Error::fabric(format!("opening NIC {name}"), error);
+        let fabric = Fabric::open(info).map_err(fail)?;
+        let domain = Domain::open(&fabric, info).map_err(fail)?;
+        let vector = AddressVectorOptions { count: max_peers.min(1024) };
+        let vector = AddressVector::open(&domain, vector).map_err(fail)?;
+        // Two endpoints' worth of operations: those of a closed one are told about while its successor works.
+        let own = info.transmit_depth() + info.receive_depth();
+        let options = CompletionQueueOptions {
+            entries: 2 * own + own.min(4096),
+            format: CompletionFormat::Data,
+            wait,
+            ..CompletionQueueOptions::new(info)
+        };
+        let (queue, has_wait_object) = match CompletionQueue::open(&domain, options) {
+            Ok(queue) => (queue, wait),
+            Err(_) if wait => {
+                let options = CompletionQueueOptions { wait: false, ..options };
+                (CompletionQueue::open(&domain, options).map_err(fail)?, false)
+            }
+            Err(error) => return Err(fail(error)),
+        };
+        let probe = domain
+            .register(memory(PROBE_MEMORY)?, fabric_safe::Access::ALL)
+            .map_err(|failed| fail(failed.error))?;
+        let wants_receives = info.mode().contains(Mode::RX_CQ_DATA) || info.provider_name().contains("efa");
+        let bounce = if wants_receives && info.immediate_bytes() > 0 {
+            let bounce = domain.register(memory(RECEIVES * RECEIVE_BYTES)?, fabric_safe::Access::RECV);
+            Some(bounce.map_err(|failed| fail(failed.error))?)
+        } else {
+            None
+        };
+        let mbps = info.link_bits_per_second() / 1_000_000;
+        let nic = Self {
+            numa: numa_of(info),
+            // Speeds matter relative to each other only.
+            link_mbps: if mbps == 0 { 10_000 } else { u32::try_from(mbps).unwrap_or(u32::MAX) },
+            info: info.clone(),
+            domain,
+            vector,
+            queue,
+            has_wait_object,
+            probe,
+            bounce,
+            address: Mutex::new(RawAddress::new([])),
+            name,
+        };
+        let endpoint = nic.open_endpoint()?;
+        Ok((nic, endpoint))
+    }
+
+    /// An endpoint on this NIC, with its receives posted.
+    pub(crate) fn open_endpoint(&self) -> Result<Endpoint, Error> {
+        let fail = |error| Error::fabric(format!("opening an endpoint on NIC {}", self.name), error);
+        let endpoint = Endpoint::open(&self.domain, &self.info)
+            .and_then(|endpoint| endpoint.bind_address_vector(&self.vector))
+            .and_then(|endpoint| endpoint.bind_completion_queue(&self.queue, Direction::Both))
+            .and_then(Endpoint::enable)
+            .map_err(fail)?;
+        *lock(&self.address) = endpoint.name().map_err(fail)?;
+        if self.bounce.is_some() {
+            for index in 0..RECEIVES.min(endpoint.receive_depth()) {
+                self.post_receive(&endpoint, index as u64);
+            }
+        }
+        Ok(endpoint)
+    }
+
+    /// Posts a receive again. A queue that is full has enough of them.
+    pub(crate) fn post_receive(&self, endpoint: &Endpoint, index: u64) {
+        let Some(bounce) = &self.bounce else { return };
+        let at = (index as usize % RECEIVES) * RECEIVE_BYTES;
+        if let Ok(slice) = bounce.slice(at..at + RECEIVE_BYTES) {
+            // A refusal costs an immediate's place in the queue, nothing else.
+            let _ = endpoint.receive(None, slice, crate::lane::RECEIVE | index);
+        }
+    }
+
+    /// The endpoint's address in the provider's form.
+    pub(crate) fn address(&self) -> RawAddress {
+        lock(&self.address).clone()
+    }
+
+    /// Where peers read to warm up: address and key, as their operations want them.
+    pub(crate) fn probe_served(&self) -> (u64, u64) {
+        let at = self.probe.remote().at(PROBE_SERVED as u64);
+        (at.address, at.key)
+    }
+
+    pub(crate) fn emulation(&self, endpoint: &Endpoint) -> Emulation {
+        if !self.info.provider_name().contains("efa") {
+            return Emulation::default();
+        }
+        Emulation {
+            read: endpoint.get(option::EFA_EMULATED_READ).ok(),
+            write: endpoint.get(option::EFA_EMULATED_WRITE).ok(),
+        }
+    }
+
+    pub(crate) fn insert(&self, address: &[u8]) -> Result<Address, fabric_safe::Error> {
+        self.vector.insert(address)
+    }
+}
+
+fn memory(len: usize) -> Result<Arc<Mapping>, Error> {
+    let mapping = Mapping::anonymous(len, PageKind::Small).map_err(|source| {
+        Error::fabric("allocating a page", fabric_safe::Error::System { what: "mmap", source })
+    })?;
+    Ok(Arc::new(mapping))
+}

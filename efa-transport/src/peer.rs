@@ -1,0 +1,298 @@
+//! Peers: what we know about them, and how well they answer.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::descriptor::{ChunkEntry, Descriptor, NicEntry};
+use crate::error::Error;
+use crate::request::Op;
+use crate::scheduler::health::Health;
+use crate::scheduler::rail::rank;
+use crate::scheduler::slicer::Chunk;
+use crate::sync::lock;
+
+/// A peer of one transport. Never used twice by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId {
+    pub(crate) slot: u32,
+    pub(crate) serial: u32,
+}
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}.{}", self.slot, self.serial)
+    }
+}
+
+/// A descriptor, prepared for looking addresses up. Never changes; a new one replaces it.
+#[derive(Debug)]
+pub(crate) struct PeerTable {
+    pub(crate) epoch: u64,
+    pub(crate) generation: u64,
+    /// The same `Arc` over updates that change the regions only, so that address vector entries stay.
+    pub(crate) nics: Arc<[NicEntry]>,
+    pub(crate) immediate_bytes: u8,
+    virtual_addressing: bool,
+    chunks: Vec<ChunkEntry>,
+    keys: Vec<u64>,
+    /// The highest end of all chunks up to here: how far back overlapping ones may reach.
+    reach: Vec<u64>,
+}
+
+impl PeerTable {
+    fn new(descriptor: Descriptor, before: Option<&PeerTable>) -> Self {
+        let mut highest = 0;
+        let reach = descriptor
+            .chunks
+            .iter()
+            .map(|chunk| {
+                highest = highest.max(chunk.addr + chunk.len);
+                highest
+            })
+            .collect();
+        let nics = match before {
+            Some(before) if before.epoch == descriptor.epoch && *before.nics == *descriptor.nics => {
+                Arc::clone(&before.nics)
+            }
+            _ => descriptor.nics.into(),
+        };
+        Self {
+            epoch: descriptor.epoch,
+            generation: descriptor.generation,
+            nics,
+            immediate_bytes: descriptor.immediate_bytes,
+            virtual_addressing: descriptor.virtual_addressing,
+            chunks: descriptor.chunks,
+            keys: descriptor.keys,
+            reach,
+        }
+    }
+
+    /// The chunk around an address that allows `op`. Of several the last in order of address.
+    pub(crate) fn chunk_at(&self, addr: u64, op: Op) -> Option<Chunk> {
+        let mut index = self.chunks.partition_point(|chunk| chunk.addr <= addr);
+        while index > 0 {
+            index -= 1;
+            if self.reach[index] <= addr {
+                return None;
+            }
+            let chunk = &self.chunks[index];
+            let allowed = match op {
+                Op::Read => chunk.readable,
+                Op::Write => chunk.writable,
+            };
+            if allowed && addr - chunk.addr < chunk.len {
+                return Some(Chunk { index: index as u32, left: chunk.len - (addr - chunk.addr) });
+            }
+        }
+        None
+    }
+
+    /// The NICs that have a chunk registered.
+    #[inline]
+    pub(crate) fn nics_of(&self, chunk: u32) -> u128 {
+        self.chunks.get(chunk as usize).map_or(0, |chunk| chunk.nics)
+    }
+
+    /// How operations over a remote NIC name an address in a chunk.
+    #[inline]
+    pub(crate) fn remote(&self, chunk: u32, nic: usize, addr: u64) -> Option<fabric_safe::Remote> {
+        let chunk = self.chunks.get(chunk as usize)?;
+        let key = *self.keys.get(chunk.keys as usize + rank(chunk.nics, nic)?)?;
+        let address = if self.virtual_addressing { addr } else { addr.wrapping_sub(chunk.addr) };
+        Some(fabric_safe::Remote { address, key })
+    }
+
+    pub(crate) fn regions(&self) -> usize {
+        self.chunks.len()
+    }
+}
+
+/// A peer, over all its restarts.
+pub(crate) struct Peer {
+    pub(crate) id: PeerId,
+    pub(crate) name: String,
+    table: Mutex<Arc<PeerTable>>,
+    health: Mutex<Health>,
+    /// Set while our descriptor of it is known to be out of date.
+    stale: AtomicBool,
+    pub(crate) counters: PeerCounters,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct PeerCounters {
+    pub(crate) bytes_written: AtomicU64,
+    pub(crate) bytes_read: AtomicU64,
+    pub(crate) slices: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) retries: AtomicU64,
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Peer({}, {})", self.id, self.name)
+    }
+}
+
+impl Peer {
+    pub(crate) fn table(&self) -> Arc<PeerTable> {
+        Arc::clone(&lock(&self.table))
+    }
+
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Acquire)
+    }
+
+    /// True if that is news.
+    pub(crate) fn set_stale(&self) -> bool {
+        !self.stale.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn health<R>(&self, change: impl FnOnce(&mut Health) -> R) -> R {
+        change(&mut lock(&self.health))
+    }
+}
+
+/// All peers of a transport.
+#[derive(Default)]
+pub(crate) struct Peers {
+    slots: Vec<Option<Arc<Peer>>>,
+    by_name: HashMap<String, u32>,
+    serial: u32,
+}
+
+/// What adding a descriptor came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Added {
+    New,
+    /// Known already, or older than what we have.
+    Unchanged,
+    Updated,
+    Restarted,
+}
+
+impl Peers {
+    pub(crate) fn get(&self, id: PeerId) -> Result<&Arc<Peer>, Error> {
+        let peer = self.slots.get(id.slot as usize).and_then(Option::as_ref);
+        peer.filter(|peer| peer.id == id).ok_or(Error::UnknownPeer(id))
+    }
+
+    pub(crate) fn add(&mut self, descriptor: Descriptor) -> (Arc<Peer>, Added) {
+        let known = self.by_name.get(&descriptor.name).and_then(|&slot| self.slots[slot as usize].clone());
+        if let Some(peer) = known {
+            let mut table = lock(&peer.table);
+            let same_life = table.epoch == descriptor.epoch;
+            let added = if same_life && table.generation == descriptor.generation {
+                Added::Unchanged
+            } else if same_life && table.generation > descriptor.generation {
+                // Two of its descriptors have overtaken each other on their way.
+                return (Arc::clone(&peer), Added::Unchanged);
+            } else {
+                *table = Arc::new(PeerTable::new(descriptor, Some(&table)));
+                if same_life { Added::Updated } else { Added::Restarted }
+            };
+            drop(table);
+            peer.stale.store(false, Ordering::Release);
+            *lock(&peer.health) = Health::default();
+            return (peer, added);
+        }
+        self.serial = self.serial.wrapping_add(1);
+        let slot = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        }) as u32;
+        let name = descriptor.name.clone();
+        let peer = Arc::new(Peer {
+            id: PeerId { slot, serial: self.serial },
+            name: name.clone(),
+            table: Mutex::new(Arc::new(PeerTable::new(descriptor, None))),
+            health: Mutex::default(),
+            stale: AtomicBool::new(false),
+            counters: PeerCounters::default(),
+        });
+        self.slots[slot as usize] = Some(Arc::clone(&peer));
+        self.by_name.insert(name, slot);
+        (peer, Added::New)
+    }
+
+    pub(crate) fn remove(&mut self, id: PeerId) -> Option<Arc<Peer>> {
+        self.get(id).ok()?;
+        let peer = self.slots[id.slot as usize].take()?;
+        self.by_name.remove(&peer.name);
+        Some(peer)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.slots.iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn descriptor(name: &str, epoch: u64, generation: u64, chunks: &[(u64, u64, bool)]) -> Descriptor {
+        let nic = NicEntry { name: "a".into(), address: [1].into(), link_mbps: 1, numa: 0, probe: (0, 0) };
+        Descriptor {
+            name: name.into(),
+            epoch,
+            generation,
+            provider: "p".into(),
+            fabric: "f".into(),
+            virtual_addressing: false,
+            immediate_bytes: 4,
+            nics: vec![nic],
+            chunks: (0..)
+                .zip(chunks)
+                .map(|(i, &(addr, len, writable))| ChunkEntry {
+                    addr,
+                    len,
+                    readable: true,
+                    writable,
+                    nics: 1,
+                    keys: i,
+                })
+                .collect(),
+            keys: (100..).take(chunks.len()).collect(),
+        }
+    }
+
+    #[test]
+    fn lookups_find_the_chunk_with_the_right_even_when_chunks_overlap() {
+        let chunks = [(0x1000, 0x9000, true), (0x2000, 0x1000, false), (0x20000, 0x1000, true)];
+        let table = PeerTable::new(descriptor("p", 1, 1, &chunks), None);
+        let found = |addr, op| table.chunk_at(addr, op).map(|c| (c.index, c.left));
+        assert_eq!(found(0xfff, Op::Read), None);
+        assert_eq!(found(0x1000, Op::Read), Some((0, 0x9000)));
+        assert_eq!(found(0x2800, Op::Read), Some((1, 0x800)));
+        assert_eq!(found(0x2800, Op::Write), Some((0, 0x7800)), "the inner one is read-only");
+        assert_eq!(found(0x5000, Op::Read), Some((0, 0x5000)), "behind the inner one");
+        assert_eq!(found(0xa000, Op::Read), None, "the gap");
+        assert_eq!(found(0x20fff, Op::Write), Some((2, 1)));
+        assert_eq!(found(u64::MAX, Op::Write), None);
+        assert_eq!(table.remote(2, 0, 0x20010), Some(fabric_safe::Remote { address: 0x10, key: 102 }));
+        assert_eq!(table.remote(2, 1, 0x20010), None, "no key on that NIC");
+    }
+
+    #[test]
+    fn restarts_keep_the_id_and_old_news_changes_nothing() {
+        let mut peers = Peers::default();
+        let (a, added) = peers.add(descriptor("a", 7, 5, &[]));
+        assert_eq!(added, Added::New);
+        assert_eq!(peers.add(descriptor("a", 7, 5, &[])).1, Added::Unchanged);
+        assert_eq!(peers.add(descriptor("a", 7, 4, &[(0, 1, true)])).1, Added::Unchanged);
+        assert_eq!(a.table().regions(), 0, "an older descriptor does not count");
+        let nics = Arc::clone(&a.table().nics);
+        assert_eq!(peers.add(descriptor("a", 7, 6, &[(0, 1, true)])).1, Added::Updated);
+        assert!(Arc::ptr_eq(&nics, &a.table().nics), "the addresses stay");
+        a.set_stale();
+        let (again, added) = peers.add(descriptor("a", 8, 1, &[]));
+        assert_eq!((again.id, added), (a.id, Added::Restarted));
+        assert!(!a.is_stale());
+        assert!(peers.remove(a.id).is_some());
+        assert!(matches!(peers.get(a.id), Err(Error::UnknownPeer(_))));
+        assert_ne!(peers.add(descriptor("a", 8, 1, &[])).0.id, a.id, "ids are not used twice");
+    }
+}

@@ -1,0 +1,317 @@
+//! Registered memory.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
+
+use efa_mr::registrar::Registered;
+use efa_mr::{Location, PageSize, Policy};
+use fabric_safe::{Domain, Memory, SharedMemory};
+
+pub use fabric_safe::Access;
+
+use crate::core::Core;
+use crate::error::Error;
+use crate::scheduler::rail::{Set, rank};
+use crate::scheduler::slicer::Chunk;
+use crate::sync::lock;
+
+/// How to register memory.
+#[derive(Debug, Clone, Copy)]
+pub struct RegisterOptions {
+    /// What the memory may be used for, by us and by peers.
+    pub access: Access,
+    /// Where it lies, if that is known better than from the memory itself (NUMA node, GPU).
+    pub location: Option<Location>,
+    /// The size of its pages; decides what it costs on EFA cards. 4 KiB unless said otherwise, which is never too little.
+    pub page: PageSize,
+    /// On how many NICs; the transport's [`Config::policy`](crate::Config::policy) unless said otherwise.
+    pub policy: Option<Policy>,
+}
+
+impl From<Access> for RegisterOptions {
+    fn from(access: Access) -> Self {
+        Self { access, location: None, page: PageSize::K4, policy: None }
+    }
+}
+
+/// A piece of registered memory. Cheap to clone.
+///
+/// [`unregister`](Self::unregister) says when the memory is free of the network; dropping the last clone deregisters as
+/// soon as nothing uses it.
+#[derive(Clone)]
+pub struct Region(Arc<RegionShared>);
+
+struct RegionShared {
+    inner: Mutex<Option<Arc<RegionInner>>>,
+    core: Weak<Core>,
+    id: u64,
+    addr: u64,
+    len: u64,
+    access: Access,
+}
+
+/// What slices refer to. Deregisters when the last one is gone.
+pub(crate) struct RegionInner {
+    pub(crate) addr: u64,
+    pub(crate) len: u64,
+    pub(crate) access: Access,
+    pub(crate) chunks: Vec<LocalChunk>,
+    /// NICs that are as near to the memory as any.
+    pub(crate) near: Set,
+    pub(crate) registered: Registered<Domain>,
+}
+
+/// A part of a region that is registered on a set of NICs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LocalChunk {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) nics: Set,
+}
+
+impl fmt::Debug for RegionInner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RegionInner({} bytes at {:#x}, {} chunks)", self.len, self.addr, self.chunks.len())
+    }
+}
+
+impl RegionInner {
+    pub(crate) fn contains(&self, addr: u64, len: u64) -> bool {
+        addr.checked_sub(self.addr)
+            .and_then(|offset| offset.checked_add(len))
+            .is_some_and(|end| end <= self.len)
+    }
+
+    /// The chunk around an address.
+    pub(crate) fn chunk_at(&self, addr: u64) -> Option<Chunk> {
+        let after = self.chunks.partition_point(|chunk| chunk.start <= addr);
+        let index = after.checked_sub(1)?;
+        let left = self.chunks[index].end.checked_sub(addr).filter(|&left| left > 0)?;
+        Some(Chunk { index: index as u32, left })
+    }
+
+    /// The memory region of a chunk on a NIC.
+    #[inline]
+    pub(crate) fn mr(&self, chunk: u32, nic: usize) -> Option<&fabric_safe::Region> {
+        let place = rank(self.chunks.get(chunk as usize)?.nics, nic)?;
+        self.registered.regions(chunk as usize).nth(place).map(|(_, region)| region.region())
+    }
+
+    /// Calls `each` with the parts of a range that lie in one chunk: a region handle, the offset in it, and the part of
+    /// the range.
+    fn parts(
+        &self,
+        offset: u64,
+        len: usize,
+        mut each: impl FnMut(&fabric_safe::Region, usize, std::ops::Range<usize>) -> Result<(), fabric_safe::Usage>,
+    ) -> Result<(), Error> {
+        let region_addr = self.addr;
+        let outside = || Error::OutOfBounds {
+            addr: region_addr.wrapping_add(offset),
+            len: len as u64,
+            region_addr,
+            region_len: self.len,
+        };
+        let start = region_addr.checked_add(offset).ok_or_else(outside)?;
+        if !self.contains(start, len as u64) {
+            return Err(outside());
+        }
+        let mut done = 0;
+        while done < len {
+            let addr = start + done as u64;
+            let chunk = self.chunk_at(addr).ok_or_else(outside)?;
+            let part = (len - done).min(usize::try_from(chunk.left).unwrap_or(usize::MAX));
+            let (_, region) = self.registered.regions(chunk.index as usize).next().ok_or_else(outside)?;
+            let at = (addr - self.chunks[chunk.index as usize].start) as usize;
+            each(region.region(), at, done..done + part).map_err(|usage| Error::Request(usage.to_string()))?;
+            done += part;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn copy_out(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.parts(offset, bytes.len(), |region, at, part| region.copy_out(at, &mut bytes[part]))
+    }
+
+    pub(crate) fn copy_in(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.parts(offset, bytes.len(), |region, at, part| region.copy_in(at, &bytes[part]))
+    }
+}
+
+impl Region {
+    pub(crate) fn new(core: &Arc<Core>, id: u64, inner: Arc<RegionInner>) -> Self {
+        let (addr, len, access) = (inner.addr, inner.len, inner.access);
+        Self(Arc::new(RegionShared {
+            inner: Mutex::new(Some(inner)),
+            core: Arc::downgrade(core),
+            id,
+            addr,
+            len,
+            access,
+        }))
+    }
+
+    /// First address.
+    #[must_use]
+    pub fn addr(&self) -> u64 {
+        self.0.addr
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty)] // there is no registered memory without bytes
+    pub fn len(&self) -> u64 {
+        self.0.len
+    }
+
+    /// What it was registered for.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.0.access
+    }
+
+    pub(crate) fn inner(&self) -> Result<Arc<RegionInner>, Error> {
+        let (addr, len) = (self.0.addr, self.0.len);
+        lock(&self.0.inner).clone().ok_or(Error::Unregistered { addr, len })
+    }
+
+    /// Copies bytes out of the memory, from `offset` on. Host memory only. If peers write there meanwhile, the bytes are some
+    /// mixture.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`], [`Error::Unregistered`], [`Error::Request`] for device memory.
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.inner()?.copy_out(offset, bytes)
+    }
+
+    /// Copies bytes into the memory, from `offset` on. Host memory only.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and [`Error::Request`] for memory that is read-only.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.inner()?.copy_in(offset, bytes)
+    }
+
+    /// Number of memory regions that the provider holds for it, over all NICs.
+    #[must_use]
+    pub fn registrations(&self) -> usize {
+        self.inner().map_or(0, |inner| inner.registered.mrs())
+    }
+
+    /// Takes the memory off the network: no further requests, and after `Ok` no byte of it is read or written by any NIC.
+    /// Peers' operations on it fail from then on. Blocks while operations of ours use it, driving them on.
+    ///
+    /// # Errors
+    /// [`Error::StillInUse`] at the deadline: it is deregistered as soon as the last operation has ended (and the memory kept
+    /// until then). [`Error::Register`] if the provider refused: the memory is kept for ever. [`Error::Unregistered`] if it
+    /// has been unregistered before.
+    pub fn unregister(&self, deadline: Instant) -> Result<(), Error> {
+        let (addr, len) = (self.0.addr, self.0.len);
+        let mut inner = lock(&self.0.inner).take().ok_or(Error::Unregistered { addr, len })?;
+        let core = self.0.core.upgrade();
+        if let Some(core) = &core {
+            core.forget_region(self.0.id);
+        }
+        let inner = loop {
+            match Arc::try_unwrap(inner) {
+                Ok(inner) => break inner,
+                Err(shared) => inner = shared,
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::StillInUse { addr, len });
+            }
+            if let Some(core) = &core {
+                core.clear_spare();
+            }
+            if core.as_ref().is_none_or(|core| core.drive_all() == 0) {
+                std::thread::sleep(std::time::Duration::from_micros(50));
+            }
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        inner
+            .registered
+            .unregister_within(left, || {
+                if core.as_ref().is_none_or(|core| core.drive_all() == 0) {
+                    std::thread::yield_now();
+                }
+            })
+            .map_err(|rest| match rest.mrs() {
+                0 => Error::Register { addr, len, why: rest.to_string() },
+                _ => Error::StillInUse { addr, len },
+            })
+    }
+}
+
+impl Drop for RegionShared {
+    fn drop(&mut self) {
+        if let Some(core) = self.core.upgrade() {
+            core.forget_region(self.id);
+        }
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Region({} bytes at {:#x})", self.0.len, self.0.addr)
+    }
+}
+
+impl Core {
+    /// Plans and registers; see [`Transport::register`](crate::Transport::register).
+    pub(crate) fn register(
+        self: &Arc<Self>,
+        memory: Arc<dyn SharedMemory>,
+        options: RegisterOptions,
+    ) -> Result<Region, Error> {
+        let mut buffer = efa_mr::registrar::fabric::buffer_of(&memory, options.page);
+        if let Some(location) = options.location {
+            buffer.location = location;
+        }
+        let (addr, len) = (buffer.addr, buffer.len_bytes);
+        let fail = |why: String| Error::Register { addr, len, why };
+        if options.access.writes() && !Memory::writable(&memory) {
+            return Err(fail("the memory is read-only; ask for Access::SOURCE".into()));
+        }
+        let location = buffer.location;
+        let policy = options.policy.unwrap_or(self.config.policy);
+        let registered = self
+            .registrar
+            .register(&[buffer], &[memory], &policy, planner_access(options.access), |_| {})
+            .map_err(|error| fail(error.to_string()))?;
+        let chunks: Vec<LocalChunk> = registered
+            .plan()
+            .chunks
+            .iter()
+            .map(|chunk| LocalChunk {
+                start: chunk.addr,
+                end: chunk.addr + chunk.len_bytes,
+                nics: chunk.nics.iter().fold(0, |set: Set, nic| set | 1 << nic),
+            })
+            .collect();
+        let distances: Vec<_> = self.registrar.nics().iter().map(|nic| nic.distance(location)).collect();
+        let nearest = distances.iter().min().copied();
+        let near = distances
+            .iter()
+            .enumerate()
+            .filter(|(_, d)| Some(**d) == nearest)
+            .fold(0, |set: Set, (nic, _)| set | 1 << nic);
+        let inner =
+            Arc::new(RegionInner { addr, len, access: options.access, chunks, near, registered });
+        let id = self.remember_region(&inner);
+        Ok(Region::new(self, id, inner))
+    }
+}
+
+fn planner_access(access: Access) -> efa_mr::Access {
+    use efa_mr::Access as Mr;
+    let pairs = [
+        (Access::SEND, Mr::SEND),
+        (Access::RECV, Mr::RECV),
+        (Access::READ, Mr::READ),
+        (Access::WRITE, Mr::WRITE),
+        (Access::REMOTE_READ, Mr::REMOTE_READ),
+        (Access::REMOTE_WRITE, Mr::REMOTE_WRITE),
+    ];
+    pairs.into_iter().filter(|(ours, _)| access.contains(*ours)).map(|(_, theirs)| theirs).collect()
+}

@@ -1,0 +1,333 @@
+//! What a caller asks for: requests, and batches of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::peer::PeerId;
+use crate::region::{Access, Region, RegionInner};
+
+/// Where the bytes of one side lie, as absolute addresses in that side's address space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape<'a> {
+    /// One range.
+    Contiguous {
+        /// First address.
+        addr: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// Pages of equal length, in this order.
+    Paged {
+        /// Length of each page in bytes.
+        page_len: u64,
+        /// First address of each page.
+        addrs: &'a [u64],
+    },
+    /// `count` blocks of `block_len` bytes, `stride` bytes from the start of one to the start of the next.
+    Strided {
+        /// First address of the first block.
+        addr: u64,
+        /// Length of each block in bytes.
+        block_len: u64,
+        /// Distance between the starts of two blocks in bytes; at least `block_len`.
+        stride: u64,
+        /// Number of blocks.
+        count: u64,
+    },
+    /// Any ranges, (address, length in bytes), in this order.
+    Scatter(&'a [(u64, u64)]),
+}
+
+impl Shape<'_> {
+    /// One range.
+    #[must_use]
+    pub const fn contiguous(addr: u64, len: u64) -> Self {
+        Self::Contiguous { addr, len }
+    }
+
+    /// Total length in bytes; `None` if it does not fit 64 bits.
+    #[must_use]
+    pub fn len(&self) -> Option<u64> {
+        match *self {
+            Self::Contiguous { len, .. } => Some(len),
+            Self::Paged { page_len, addrs } => page_len.checked_mul(addrs.len() as u64),
+            Self::Strided { block_len, count, .. } => block_len.checked_mul(count),
+            Self::Scatter(ranges) => ranges.iter().try_fold(0_u64, |sum, r| sum.checked_add(r.1)),
+        }
+    }
+
+    /// Whether there are no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == Some(0)
+    }
+
+    /// Calls `each` with every range in order; stops at the first error.
+    fn for_each(&self, mut each: impl FnMut(u64, u64) -> Result<(), Error>) -> Result<(), Error> {
+        let wraps = || Error::Request("a strided range wraps around the address space".into());
+        match *self {
+            Self::Contiguous { addr, len } => each(addr, len),
+            Self::Paged { page_len, addrs } => addrs.iter().try_for_each(|&a| each(a, page_len)),
+            Self::Strided { addr, block_len, stride, count } => (0..count).try_for_each(|i| {
+                let at = i.checked_mul(stride).and_then(|d| addr.checked_add(d)).ok_or_else(wraps)?;
+                each(at, block_len)
+            }),
+            Self::Scatter(ranges) => ranges.iter().try_for_each(|&(a, l)| each(a, l)),
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let Self::Strided { block_len, stride, count, .. } = *self else { return Ok(()) };
+        let why = if stride < block_len && count > 1 {
+            format!("stride {stride} is shorter than its block of {block_len}")
+        } else if count > MAX_PIECES {
+            format!("{count} blocks are more than {MAX_PIECES}; split the request")
+        } else {
+            return Ok(());
+        };
+        Err(Error::Request(why))
+    }
+}
+
+/// Which way the bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// From the peer's memory to local memory.
+    Read,
+    /// From local memory to the peer's memory.
+    Write,
+}
+
+impl Op {
+    pub(crate) const fn wanted(self) -> &'static str {
+        match self {
+            Self::Read => "reading by peers",
+            Self::Write => "writing by peers",
+        }
+    }
+}
+
+/// One read or write between a local region and a peer's memory. Both sides may have any [`Shape`], of the same total
+/// length; the n-th byte of one side belongs to the n-th byte of the other.
+///
+/// Remote addresses are the peer's own virtual addresses. They may span several of its regions if those touch.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Which way the bytes go.
+    pub op: Op,
+    /// The peer that owns the remote memory.
+    pub peer: PeerId,
+    /// The local region.
+    pub local: &'a Region,
+    /// Where in the local region.
+    pub local_shape: Shape<'a>,
+    /// Where in the peer's memory.
+    pub remote_shape: Shape<'a>,
+    /// Writes only: delivered once to the peer's [`Arrivals`](crate::Arrivals) after all the bytes are there. EFA carries 32
+    /// bits.
+    pub immediate: Option<u32>,
+}
+
+impl<'a> Request<'a> {
+    /// Reads `len` bytes from `remote_addr` to `local_addr`.
+    #[must_use]
+    pub fn read(peer: PeerId, local: &'a Region, local_addr: u64, remote_addr: u64, len: u64) -> Self {
+        let (local_shape, remote_shape) =
+            (Shape::contiguous(local_addr, len), Shape::contiguous(remote_addr, len));
+        Self { op: Op::Read, peer, local, local_shape, remote_shape, immediate: None }
+    }
+
+    /// Writes `len` bytes from `local_addr` to `remote_addr`.
+    #[must_use]
+    pub fn write(peer: PeerId, local: &'a Region, local_addr: u64, remote_addr: u64, len: u64) -> Self {
+        Self { op: Op::Write, ..Self::read(peer, local, local_addr, remote_addr, len) }
+    }
+
+    /// The same request with an immediate.
+    #[must_use]
+    pub fn with_immediate(self, immediate: u32) -> Self {
+        Self { immediate: Some(immediate), ..self }
+    }
+}
+
+/// The most blocks of one strided range; keeps one request's list below 1 GiB.
+pub const MAX_PIECES: u64 = 1 << 26;
+
+/// The longest request, in bytes: what an x86-64 process can address.
+pub const MAX_REQUEST_BYTES: u64 = 1 << 47;
+
+/// Requests to be submitted together. A batch can be reused: submitting empties it and keeps its allocations.
+///
+/// A request in a batch keeps its local region registered; [`clear`](Self::clear) lets go.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub(crate) requests: Vec<Stored>,
+    pub(crate) local: Vec<Range>,
+    pub(crate) remote: Vec<Range>,
+    pub(crate) deadline: Option<Duration>,
+}
+
+/// A range of absolute addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Range {
+    pub(crate) at: u64,
+    pub(crate) len: u64,
+}
+
+/// A request of a batch; its ranges lie in the batch's lists.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) op: Op,
+    pub(crate) peer: PeerId,
+    pub(crate) region: Arc<RegionInner>,
+    pub(crate) bytes: u64,
+    pub(crate) immediate: Option<u32>,
+    pub(crate) local: std::ops::Range<usize>,
+    pub(crate) remote: std::ops::Range<usize>,
+}
+
+impl Batch {
+    /// An empty batch.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Number of requests.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether there are no requests.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Removes all requests, keeps the allocations and the deadline.
+    pub fn clear(&mut self) {
+        self.requests.clear();
+        self.local.clear();
+        self.remote.clear();
+    }
+
+    /// Time from submission to the end of each request, at the latest;
+    /// [`Config::request_deadline`](crate::Config::request_deadline) unless set.
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        self.deadline = Some(deadline);
+    }
+
+    /// Adds a request and returns its index. The local side is checked here, the remote side when the batch is submitted.
+    ///
+    /// # Errors
+    /// The batch stays as it was.
+    /// - [`Error::Request`]: no bytes, sides of different length, an immediate on a read, a stride shorter than its
+    ///   block;
+    /// - [`Error::OutOfBounds`], [`Error::AccessDenied`], [`Error::Unregistered`]: the local region does not allow it.
+    pub fn push(&mut self, request: Request<'_>) -> Result<usize, Error> {
+        let (locals, remotes) = (self.local.len(), self.remote.len());
+        let result = self.try_push(request);
+        if result.is_err() {
+            self.local.truncate(locals);
+            self.remote.truncate(remotes);
+        }
+        result
+    }
+
+    fn try_push(&mut self, request: Request<'_>) -> Result<usize, Error> {
+        let Request { op, peer, local, local_shape, remote_shape, immediate } = request;
+        local_shape.check()?;
+        remote_shape.check()?;
+        let bytes = local_shape
+            .len()
+            .filter(|&n| n > 0 && n <= MAX_REQUEST_BYTES)
+            .ok_or_else(|| Error::Request(format!("a request must have 1 to {MAX_REQUEST_BYTES} bytes")))?;
+        if remote_shape.len() != Some(bytes) {
+            return Err(Error::Request(format!(
+                "the local side has {bytes} bytes and the remote side {:?}",
+                remote_shape.len()
+            )));
+        }
+        if immediate.is_some() && op == Op::Read {
+            return Err(Error::Request("a read cannot carry an immediate".into()));
+        }
+        let (right, wanted) = match op {
+            Op::Read => (Access::READ, "being read into"),
+            Op::Write => (Access::WRITE, "being written from"),
+        };
+        if !local.access().contains(right) {
+            return Err(Error::AccessDenied { wanted });
+        }
+        let inner = local.inner()?;
+        let locals = self.local.len();
+        local_shape.for_each(|addr, len| {
+            if !inner.contains(addr, len) {
+                let (region_addr, region_len) = (local.addr(), local.len());
+                return Err(Error::OutOfBounds { addr, len, region_addr, region_len });
+            }
+            push_merged(&mut self.local, locals, Range { at: addr, len });
+            Ok(())
+        })?;
+        let remotes = self.remote.len();
+        remote_shape.for_each(|addr, len| {
+            if addr.checked_add(len).is_none() {
+                return Err(Error::Request(format!("{len} bytes at {addr:#x} reach past 2^64")));
+            }
+            push_merged(&mut self.remote, remotes, Range { at: addr, len });
+            Ok(())
+        })?;
+        self.requests.push(Stored {
+            op,
+            peer,
+            region: inner,
+            bytes,
+            immediate,
+            local: locals..self.local.len(),
+            remote: remotes..self.remote.len(),
+        });
+        Ok(self.requests.len() - 1)
+    }
+}
+
+/// Appends a range, joining it to the last one behind `floor` if they touch; empty ranges vanish.
+fn push_merged(ranges: &mut Vec<Range>, floor: usize, range: Range) {
+    if range.len == 0 {
+        return;
+    }
+    if ranges.len() > floor
+        && let Some(last) = ranges.last_mut()
+        && last.at.checked_add(last.len) == Some(range.at)
+    {
+        last.len += range.len;
+        return;
+    }
+    ranges.push(range);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_joined_within_a_request_only() {
+        let mut ranges = vec![Range { at: 0, len: 10 }];
+        push_merged(&mut ranges, 1, Range { at: 10, len: 5 });
+        push_merged(&mut ranges, 1, Range { at: 15, len: 5 });
+        push_merged(&mut ranges, 1, Range { at: 30, len: 0 });
+        push_merged(&mut ranges, 1, Range { at: 19, len: 5 });
+        let expected = [(0, 10), (10, 10), (19, 5)].map(|(at, len)| Range { at, len });
+        assert_eq!(ranges, expected);
+    }
+
+    #[test]
+    fn lengths_that_overflow_are_no_lengths() {
+        assert_eq!(Shape::Paged { page_len: u64::MAX, addrs: &[0, 0] }.len(), None);
+        assert_eq!(Shape::Strided { addr: 0, block_len: 1 << 40, stride: 0, count: 1 << 40 }.len(), None);
+        assert_eq!(Shape::Scatter(&[(0, u64::MAX), (0, 1)]).len(), None);
+        assert!(Shape::contiguous(5, 0).is_empty());
+        assert!(Shape::Strided { addr: 0, block_len: 8, stride: 7, count: 2 }.check().is_err());
+        assert!(Shape::Strided { addr: 0, block_len: 0, stride: 7, count: u64::MAX }.check().is_err());
+    }
+}

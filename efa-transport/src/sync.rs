@@ -1,0 +1,35 @@
+//! Locks and clocks.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Locks, whatever happened to the thread that held the lock before: everything under our locks is valid at every step.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Time in nanoseconds since the transport was opened, which is what the scheduler reckons in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn now(self) -> u64 {
+        self.at(Instant::now())
+    }
+
+    pub(crate) fn at(self, instant: Instant) -> u64 {
+        nanos(instant.saturating_duration_since(self.0))
+    }
+
+    pub(crate) fn instant(self, nanos: u64) -> Instant {
+        self.0.checked_add(Duration::from_nanos(nanos)).unwrap_or_else(Instant::now)
+    }
+}
+
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

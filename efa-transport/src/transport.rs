@@ -1,0 +1,280 @@
+//! The transport: the handle that everything starts from.
+
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use efa_mr::registrar::Registrar;
+use efa_mr::registrar::fabric::nic_of;
+use fabric_safe::SharedMemory;
+
+use crate::batch::BatchHandle;
+use crate::config::Config;
+use crate::core::Core;
+use crate::describe::Description;
+use crate::error::Error;
+use crate::events::{Arrivals, Events};
+use crate::lane::Lane;
+use crate::nic::Nic;
+use crate::peer::PeerId;
+use crate::provider::choose;
+use crate::region::{Region, RegisterOptions};
+use crate::request::Batch;
+use crate::stats::{PeerStatistics, Statistics};
+use crate::sync::lock;
+use crate::warmup::WarmUp;
+
+/// NICs, registered memory, peers, and the requests between them. Cheap to clone; the last clone shuts it down.
+///
+/// Everything may be called from any thread. Calls that block say so.
+#[derive(Clone)]
+pub struct Transport(Arc<Handle>);
+
+struct Handle {
+    core: Arc<Core>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// How long dropping the last handle waits for requests that are running.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+impl Transport {
+    /// Finds a provider, opens its NICs, and starts the progress thread. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::NoLibrary`], [`Error::NoProvider`] (with what was tried, and why it was not taken), [`Error::Fabric`] if not
+    /// one NIC can be opened.
+    pub fn open(config: Config) -> Result<Self, Error> {
+        let mut choice = choose(&config)?;
+        let mut lanes: Vec<Lane> = Vec::new();
+        let mut trouble = None;
+        let mut budgets = Vec::new();
+        for info in &choice.infos {
+            match Nic::open(info, config.max_peers, config.wait_objects) {
+                Ok((nic, endpoint)) => {
+                    let mut budget = nic_of(&nic.domain);
+                    budget.numa = nic.numa;
+                    budget.pte_left = config.pte_budget.unwrap_or(budget.pte_left);
+                    budget.max_mr_bytes = budget.max_mr_bytes.min(config.max_mr_bytes);
+                    budgets.push(budget);
+                    lanes.push(Lane::new(lanes.len(), nic, endpoint, &config));
+                }
+                Err(error) => {
+                    let what = format!("NIC {}", crate::provider::nic_name(info));
+                    choice.rejected.push(crate::provider::Rejected { what, why: error.to_string() });
+                    trouble = Some(error);
+                }
+            }
+        }
+        if lanes.is_empty() {
+            return Err(trouble.unwrap_or(Error::NoProvider { tried: choice.rejected }));
+        }
+        let domains = lanes.iter().map(|lane| lane.nic.domain.clone()).collect();
+        let registrar = Registrar::new(domains, budgets)
+            .map_err(|error| Error::setting("nics", error.to_string()))?
+            .with_parallel(config.parallel_registrations);
+        let epoch = random()?;
+        let name = config.name.clone().unwrap_or_else(default_name);
+        let core =
+            Arc::new(Core::new(config, (choice.why, choice.rejected), (name, epoch), lanes, registrar));
+        core.description().log();
+        let thread = crate::progress::start(&core).map_err(|source| {
+            Error::fabric("starting a thread", fabric_safe::Error::System { what: "thread", source })
+        })?;
+        Ok(Self(Arc::new(Handle { core, thread: Mutex::new(Some(thread)) })))
+    }
+
+    /// Which path transfers take.
+    #[must_use]
+    pub fn describe(&self) -> Description {
+        self.0.core.description()
+    }
+
+    /// What has been done since it was opened. Takes each NIC's lock for a moment.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.0.core.statistics()
+    }
+
+    /// What has been done with one peer.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPeer`].
+    pub fn peer_statistics(&self, peer: PeerId) -> Result<PeerStatistics, Error> {
+        self.0.core.peer_statistics(peer)
+    }
+
+    /// What peers call us.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.core.name
+    }
+
+    /// Random identity of this transport; a restart has another one.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.0.core.epoch
+    }
+
+    // ---- memory ----------------------------------------------------------------------------------------------------------
+
+    /// Registers memory with the NICs. Blocks while pages are pinned: microseconds to seconds; transfers go on meanwhile.
+    /// Peers can use it when they have the new [`local_descriptor`](Self::local_descriptor).
+    ///
+    /// # Errors
+    /// [`Error::Register`] with what the planner, the ledger or the provider said. Nothing is registered then.
+    pub fn register(
+        &self,
+        memory: Arc<dyn SharedMemory>,
+        options: impl Into<RegisterOptions>,
+    ) -> Result<Region, Error> {
+        if self.0.core.is_shut() {
+            return Err(Error::ShutDown);
+        }
+        self.0.core.register(memory, options.into())
+    }
+
+    // ---- peers -----------------------------------------------------------------------------------------------------------
+
+    /// Everything that peers need to know about us, to be carried to them by whoever likes. Starts with a version; changes
+    /// when [`descriptor_generation`](Self::descriptor_generation) does.
+    #[must_use]
+    pub fn local_descriptor(&self) -> Vec<u8> {
+        self.0.core.descriptor()
+    }
+
+    /// Counts changes of the descriptor.
+    #[must_use]
+    pub fn descriptor_generation(&self) -> u64 {
+        self.0.core.generation()
+    }
+
+    /// Takes a peer's descriptor. Idempotent; older ones of the same life of a peer change nothing. A peer of a known name
+    /// with a new epoch has restarted: it keeps its id, and requests that still run against its former life fail.
+    ///
+    /// # Errors
+    /// [`Error::Descriptor`] whatever the bytes are; [`Error::Incompatible`] if its provider is not ours.
+    pub fn add_or_update_peer(&self, descriptor: &[u8]) -> Result<PeerId, Error> {
+        self.0.core.add_peer(descriptor)
+    }
+
+    /// Forgets a peer. Requests that are running run on.
+    pub fn remove_peer(&self, peer: PeerId) -> bool {
+        self.0.core.remove_peer(peer)
+    }
+
+    /// What the peer calls itself.
+    #[must_use]
+    pub fn peer_name(&self, peer: PeerId) -> Option<String> {
+        self.0.core.peers().get(peer).ok().map(|peer| peer.name.clone())
+    }
+
+    /// The peer's epoch, as its latest descriptor has it.
+    #[must_use]
+    pub fn peer_epoch(&self, peer: PeerId) -> Option<u64> {
+        self.0.core.peers().get(peer).ok().map(|peer| peer.table().epoch)
+    }
+
+    /// All peers.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerId> {
+        self.0.core.peers().iter().map(|peer| peer.id).collect()
+    }
+
+    /// Completes one small read over each rail that will be used, so that the first transfer does not wait for
+    /// connections and handshakes. Blocks until they have ended, at most until the deadline. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPeer`]; [`Error::PeerDown`] if not one rail works. Rails that fail while others work are in the answer.
+    pub fn warm_up(&self, peer: PeerId, deadline: Instant) -> Result<WarmUp, Error> {
+        self.0.core.warm_up(peer, deadline)
+    }
+
+    // ---- transfers -------------------------------------------------------------------------------------------------------
+
+    /// Starts all requests of a batch and empties it. Does not block (another thread that drives the same NIC may hold it up
+    /// for microseconds; requests within this process are copied at once).
+    ///
+    /// Requests fail one by one, in their [`status`](BatchHandle::status): remote memory that is not registered, peers that
+    /// are down.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPeer`], [`Error::ShutDown`], [`Error::Request`] for an immediate that the provider cannot carry. Nothing
+    /// has been started then and the batch is as before.
+    pub fn submit(&self, batch: &mut Batch) -> Result<BatchHandle, Error> {
+        self.0.core.submit(batch)
+    }
+
+    /// News about peers and NICs.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.0.core.events
+    }
+
+    /// Writes of peers that carry an immediate.
+    #[must_use]
+    pub fn arrivals(&self) -> &Arrivals {
+        &self.0.core.arrivals
+    }
+
+    /// Reads completions and posts what waits, once, for callers with an event loop of their own. Returns how much happened.
+    pub fn progress(&self) -> usize {
+        self.0.core.drive_all()
+    }
+
+    /// The latest slices as a JSON trace for Perfetto or Chrome; `None` unless
+    /// [`Config::trace_slices`](crate::Config::trace_slices) is set.
+    #[must_use]
+    pub fn slice_trace(&self) -> Option<String> {
+        let core = &self.0.core;
+        let names: Vec<&str> = core.lanes.iter().map(|lane| lane.nic.name.as_str()).collect();
+        core.trace.as_ref().map(|trace| trace.to_json(&names))
+    }
+
+    /// Lets running requests finish until the deadline, fails the rest with [`Error::ShutDown`], and stops the progress
+    /// thread. Memory of operations that the card still has is kept until they have ended. Idempotent.
+    pub fn shutdown(&self, deadline: Instant) {
+        self.0.shutdown(deadline);
+    }
+}
+
+impl Handle {
+    fn shutdown(&self, deadline: Instant) {
+        self.core.shut(deadline);
+        if let Some(thread) = lock(&self.thread).take() {
+            // It does not panic; if it did, there is nothing left to do about it.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shutdown(Instant::now() + LAST_WORDS);
+    }
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let core = &self.0.core;
+        write!(f, "Transport({}, {} NICs of {})", core.name, core.lanes.len(), core.choice)
+    }
+}
+
+fn default_name() -> String {
+    let system = rustix::system::uname();
+    format!("{}:{}", system.nodename().to_string_lossy(), rustix::process::getpid().as_raw_nonzero())
+}
+
+fn random() -> Result<u64, Error> {
+    let mut bytes = [0; 8];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
+            .map_err(|errno| {
+                let source = fabric_safe::Error::System { what: "getrandom", source: errno.into() };
+                Error::fabric("choosing an epoch", source)
+            })?;
+    }
+    Ok(u64::from_le_bytes(bytes))
+}

@@ -1,0 +1,140 @@
+//! Two transports in one process, over every provider that is here, with the copy within the process switched off.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fabric_safe::{Mapping, PageKind};
+
+use crate::{Access, Batch, Config, Error, Op, Provider, Region, Request, Shape, Status, Transport};
+
+const LEN: usize = 4 << 20;
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+fn open(test: &str, provider: Provider, nics: usize, name: &str) -> Option<Transport> {
+    let mut config = Config::new()
+        .name(name)
+        .provider(provider.clone())
+        .endpoints_per_nic(nics)
+        .same_process_copy(false)
+        .request_deadline(Duration::from_secs(10));
+    if provider != Provider::Shm {
+        config = config.source("127.0.0.1");
+    }
+    match Transport::open(config) {
+        Ok(transport) => Some(transport),
+        Err(error @ (Error::NoLibrary(_) | Error::NoProvider { .. })) => {
+            eprintln!("SKIP: {test}: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn memory(transport: &Transport, len: usize) -> Region {
+    transport.register(Arc::new(Mapping::anonymous(len, PageKind::Small).unwrap()), Access::ALL).unwrap()
+}
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3] ^ seed).collect()
+}
+
+/// Every way to move bytes, between two transports.
+fn moves_bytes(test: &str, provider: Provider, nics: usize) {
+    let Some(a) = open(test, provider.clone(), nics, "a") else { return };
+    let Some(b) = open(test, provider, nics, "b") else { return };
+    eprintln!("{}", a.describe());
+    let (ours, theirs) = (memory(&a, LEN), memory(&b, LEN));
+    let peer = a.add_or_update_peer(&b.local_descriptor()).unwrap();
+    b.add_or_update_peer(&a.local_descriptor()).unwrap();
+    let warm = a.warm_up(peer, soon()).unwrap();
+    assert_eq!((warm.rails, warm.failed), (nics, vec![]));
+
+    let bytes = pattern(LEN, 1);
+    ours.write(0, &bytes).unwrap();
+    let mut batch = Batch::new();
+    batch.push(Request::write(peer, &ours, ours.addr(), theirs.addr(), LEN as u64)).unwrap();
+    a.submit(&mut batch).unwrap().wait().unwrap();
+    let mut seen = vec![0; LEN];
+    settle(|| {
+        theirs.read(0, &mut seen).unwrap();
+        seen == bytes
+    });
+
+    // Pages in another order, back into our memory.
+    let page = 16_384;
+    let there: Vec<u64> = (0..16).map(|i| theirs.addr() + (15 - i) * page).collect();
+    let here = Shape::Strided { addr: ours.addr() + 1, block_len: page, stride: page + 5, count: 16 };
+    let request = Request {
+        op: Op::Read,
+        peer,
+        local: &ours,
+        local_shape: here,
+        remote_shape: Shape::Paged { page_len: page, addrs: &there },
+        immediate: None,
+    };
+    ours.write(0, &vec![0; LEN]).unwrap();
+    batch.push(request).unwrap();
+    let handle = a.submit(&mut batch).unwrap();
+    handle.wait().unwrap();
+    assert!(handle.quiesced(soon()));
+    let mut expected = vec![0; LEN];
+    for i in 0..16_usize {
+        let (to, from) = (1 + i * (page as usize + 5), (15 - i) * page as usize);
+        expected[to..to + page as usize].copy_from_slice(&bytes[from..from + page as usize]);
+    }
+    ours.read(0, &mut seen).unwrap();
+    assert!(seen == expected, "paged to strided");
+
+    // One request fails, the other does not.
+    batch.push(Request::write(peer, &ours, ours.addr(), theirs.addr() + LEN as u64 - 10, 11)).unwrap();
+    batch.push(Request::write(peer, &ours, ours.addr(), theirs.addr(), 11)).unwrap();
+    let handle = a.submit(&mut batch).unwrap();
+    let error = handle.wait().unwrap_err();
+    assert!(matches!(handle.status(0), Status::Failed(Error::NotRegistered { .. })), "{error}");
+    assert!(matches!(handle.status(1), Status::Done));
+    assert!(error.to_string().contains("peer b"), "{error}");
+    drop(handle);
+
+    ours.unregister(soon()).unwrap();
+    assert!(matches!(ours.read(0, &mut seen), Err(Error::Unregistered { .. })));
+    let statistics = a.statistics();
+    let written: u64 = statistics.nics.iter().map(|nic| nic.bytes_written).sum();
+    assert_eq!(written, LEN as u64 + 11);
+    if nics > 1 {
+        let most = statistics.nics.iter().map(|nic| nic.bytes_written).max().unwrap();
+        assert!(most < LEN as u64 / 2, "one NIC has carried {most} of {LEN} bytes");
+    }
+    assert!(statistics.nics.iter().all(|nic| nic.in_flight == 0 && nic.queued == 0));
+}
+
+/// Providers without delivery completion may be a moment late.
+fn settle(mut done: impl FnMut() -> bool) {
+    let deadline = soon();
+    while !done() {
+        assert!(Instant::now() < deadline, "the bytes have not arrived");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn bytes_move_over_rxm() {
+    moves_bytes("bytes_move_over_rxm", Provider::TcpRxm, 1);
+}
+
+#[test]
+fn bytes_move_over_rxm_with_four_nics() {
+    moves_bytes("bytes_move_over_rxm_with_four_nics", Provider::TcpRxm, 4);
+}
+
+#[test]
+fn bytes_move_over_net() {
+    moves_bytes("bytes_move_over_net", Provider::Net, 1);
+}
+
+#[test]
+fn bytes_move_over_shm() {
+    moves_bytes("bytes_move_over_shm", Provider::Shm, 1);
+}

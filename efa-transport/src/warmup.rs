@@ -1,0 +1,159 @@
+//! Warming a peer up: one small read over each rail that will be used.
+//!
+//! It makes the provider do everything that the first operation between two endpoints needs (addresses, connections,
+//! handshakes), so that the first real one does not wait for it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::core::Core;
+use crate::descriptor::NicEntry;
+use crate::error::Error;
+use crate::lane::Work;
+use crate::peer::{Peer, PeerId};
+use crate::scheduler::rail::partner;
+use crate::sync::lock;
+
+/// How a warm-up went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WarmUp {
+    /// Rails that work now.
+    pub rails: usize,
+    /// Rails that do not: local and remote NIC, and why.
+    pub failed: Vec<(String, String)>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+struct Shared {
+    left: AtomicUsize,
+    over: std::sync::atomic::AtomicBool,
+    failed: Mutex<Vec<(String, String)>>,
+}
+
+/// One small read on its way. Dropping it counts as a failure.
+pub(crate) struct Probe {
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) nics: Arc<[NicEntry]>,
+    pub(crate) remote_nic: usize,
+    rail: String,
+    shared: Arc<Shared>,
+    told: bool,
+}
+
+impl Probe {
+    pub(crate) fn remote(&self) -> fabric_safe::Remote {
+        let (address, key) = self.nics[self.remote_nic].probe;
+        fabric_safe::Remote { address, key }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.shared.over.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn ended(mut self, error: Option<String>) {
+        self.tell(error);
+    }
+
+    fn tell(&mut self, error: Option<String>) {
+        if std::mem::replace(&mut self.told, true) {
+            return;
+        }
+        if let Some(error) = error {
+            lock(&self.shared.failed).push((std::mem::take(&mut self.rail), error));
+        }
+        self.shared.left.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.tell(Some("given up".into()));
+    }
+}
+
+impl Core {
+    pub(crate) fn warm_up(&self, id: PeerId, deadline: Instant) -> Result<WarmUp, Error> {
+        let began = Instant::now();
+        let peer = Arc::clone(self.peers().get(id)?);
+        let table = peer.table();
+        if table.epoch == self.epoch && self.config.same_process_copy {
+            return Ok(WarmUp { rails: 0, failed: Vec::new(), took: began.elapsed() });
+        }
+        let nics = &table.nics;
+        let rails = rails(self.lanes.len(), nics.len());
+        let shared = Arc::new(Shared {
+            left: AtomicUsize::new(rails.len()),
+            over: false.into(),
+            failed: Mutex::default(),
+        });
+        for &(local, remote_nic) in &rails {
+            let rail = format!("{} to {}", self.lanes[local].nic.name, nics[remote_nic].name);
+            let probe = Probe {
+                peer: Arc::clone(&peer),
+                nics: Arc::clone(nics),
+                remote_nic,
+                rail,
+                shared: Arc::clone(&shared),
+                told: false,
+            };
+            self.lanes[local].expect(0);
+            lock(&self.lanes[local].state).queue.push(id.slot, 0, Work::Probe(probe));
+        }
+        let mut quiet = 0;
+        while shared.left.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
+            quiet = if self.drive_all() > 0 { 0 } else { quiet + 1 };
+            self.relax(quiet, deadline);
+        }
+        let left = shared.left.load(Ordering::Acquire);
+        shared.over.store(true, Ordering::Relaxed);
+        if left > 0 {
+            self.sweep();
+        }
+        let failed = lock(&shared.failed).clone();
+        let working = rails.len() - left.min(rails.len()) - failed.len().min(rails.len() - left.min(rails.len()));
+        if working == 0 {
+            let why = match failed.first() {
+                Some((rail, why)) => format!("warming up {rail}: {why}"),
+                None => format!("none of {} rails was warm within {:?}", rails.len(), began.elapsed()),
+            };
+            return Err(Error::PeerDown { peer: peer.name.clone(), why });
+        }
+        Ok(WarmUp { rails: working, failed, took: began.elapsed() })
+    }
+}
+
+/// The pairs of NICs that traffic will use: each local NIC with every remote one that it may be paired with.
+fn rails(locals: usize, remotes: usize) -> Vec<(usize, usize)> {
+    let all = if remotes >= 128 { u128::MAX } else { (1 << remotes) - 1 };
+    let mut rails = Vec::new();
+    for local in 0..locals {
+        let turns = remotes.div_ceil(locals.max(1)).max(1);
+        for turn in 0..turns {
+            if let Some(remote) = partner(local, locals, remotes, all, turn)
+                && !rails.contains(&(local, remote))
+            {
+                rails.push((local, remote));
+            }
+        }
+    }
+    rails
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_rails_as_the_larger_side_has_nics() {
+        for (locals, remotes) in [(1, 1), (16, 16), (4, 16), (16, 4), (1, 32), (3, 7)] {
+            let rails = rails(locals, remotes);
+            assert_eq!(rails.len(), locals.max(remotes), "{locals} by {remotes}: {rails:?}");
+            for remote in 0..remotes {
+                assert!(rails.iter().any(|r| r.1 == remote), "{locals} by {remotes} leaves {remote} out");
+            }
+        }
+    }
+}
