@@ -27,7 +27,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let workspace = Workspace::load()?;
-    Cmd::cargo("build").args(["--quiet", "--package", "soft-efa", "--bin", "soft-efa"]).dir(root()).quiet().run()?;
+    Cmd::cargo("build")
+        .args(["--quiet", "--package", "soft-efa", "--bin", "soft-efa"])
+        .dir(root())
+        .quiet()
+        .run()?;
     let mut launcher = Cmd::new(workspace.target_dir.join("debug/soft-efa")).quiet();
     if !args.system_libfabric {
         let prefix = libfabric::install()?;
