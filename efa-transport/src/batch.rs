@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use crate::core::Core;
 use crate::error::Error;
 use crate::peer::{Peer, PeerTable};
-use crate::region::RegionInner;
 use crate::request::Op;
 use crate::slice::Slice;
 use crate::sync::lock;
@@ -37,8 +36,6 @@ pub(crate) struct RequestState {
     pub(crate) op: Op,
     pub(crate) peer: Arc<Peer>,
     pub(crate) table: Arc<PeerTable>,
-    pub(crate) region: Arc<RegionInner>,
-    pub(crate) bytes: u64,
     pub(crate) immediate: Option<u32>,
     /// As the clock of the transport reckons.
     pub(crate) deadline: u64,
@@ -55,8 +52,9 @@ pub(crate) struct RequestState {
 
 impl RequestState {
     pub(crate) fn new(
-        (op, peer, table, region): (Op, Arc<Peer>, Arc<PeerTable>, Arc<RegionInner>),
-        bytes: u64,
+        op: Op,
+        peer: Arc<Peer>,
+        table: Arc<PeerTable>,
         immediate: Option<u32>,
         deadline: u64,
         limit: Duration,
@@ -65,8 +63,6 @@ impl RequestState {
             op,
             peer,
             table,
-            region,
-            bytes,
             immediate,
             deadline,
             limit,
@@ -134,7 +130,7 @@ impl BatchState {
         inner.waker = None;
     }
 
-    /// Lets go of regions and peers.
+    /// Lets go of peers.
     pub(crate) fn clear(&mut self) {
         self.requests.clear();
     }
@@ -144,7 +140,8 @@ impl BatchState {
         let request = self.requests.get(index as usize)?;
         match request.remaining.fetch_sub(1, Ordering::AcqRel) {
             1 => {
-                if request.state.compare_exchange(RUNNING, DONE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                if request.state.compare_exchange(RUNNING, DONE, Ordering::AcqRel, Ordering::Acquire).is_ok()
+                {
                     self.one_less();
                 }
                 None

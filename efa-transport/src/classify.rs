@@ -55,7 +55,10 @@ fn numbers(efa: bool, errno: i32, provider_errno: i32) -> Failure {
         match provider_errno {
             card::REMOTE_BAD_ADDRESS => return Failure::Key,
             card::LOCAL_LENGTH | card::LOCAL_LKEY => return Failure::Operation,
-            card::REMOTE_BAD_DESTINATION_QP | card::REMOTE_UNRESPONSIVE | card::UNKNOWN_PEER | card::UNREACHABLE => {
+            card::REMOTE_BAD_DESTINATION_QP
+            | card::REMOTE_UNRESPONSIVE
+            | card::UNKNOWN_PEER
+            | card::UNREACHABLE => {
                 return Failure::Peer;
             }
             card::REMOTE_ABORT | card::REMOTE_RNR => return Failure::Rail,

@@ -163,7 +163,6 @@ impl Core {
         regions.retain(|(other, _)| *other != id);
         let gone = regions.len() != before;
         drop(regions);
-        self.clear_spare();
         if gone {
             self.changed();
         }
@@ -319,8 +318,7 @@ impl Core {
             let requests = batch.requests.iter().filter_map(|stored| {
                 let peer = Arc::clone(peers.get(stored.peer).ok()?);
                 let table = peer.table();
-                let parts = (stored.op, peer, table, Arc::clone(&stored.region));
-                Some(RequestState::new(parts, stored.bytes, stored.immediate, deadline, limit))
+                Some(RequestState::new(stored.op, peer, table, stored.immediate, deadline, limit))
             });
             self.take_state(requests)
         };
@@ -361,6 +359,11 @@ impl Core {
             state.fail(index, |r| Error::PeerStale { peer: r.peer.name.clone(), why });
             return;
         }
+        if stored.immediate.is_some() && request.table.immediate_bytes < 4 {
+            let why = "its NICs cannot receive immediates of 4 bytes".to_owned();
+            state.fail(index, |r| Error::Incompatible { peer: r.peer.name.clone(), why });
+            return;
+        }
         if !peer.health(|health| health.usable(now)) {
             let why = "earlier requests found it so; it is tried again before long".to_owned();
             state.fail(index, |r| Error::PeerDown { peer: r.peer.name.clone(), why });
@@ -371,7 +374,7 @@ impl Core {
             return;
         }
         let usable = self.usable(now);
-        let region = &*request.region;
+        let region = &stored.region;
         let rails = (region.chunks.first().map_or(0, |chunk| chunk.nics) & usable).count_ones() as usize;
         let longest = longest_slice(
             stored.bytes,
@@ -392,7 +395,7 @@ impl Core {
             longest,
             |cut| {
                 request.one_more();
-                let mut slice = Slice::new(state, index, cut);
+                let mut slice = Slice::new(state, index, region, cut);
                 if gated {
                     // The last one waits for all others.
                     match held.replace(slice) {
@@ -492,7 +495,7 @@ impl Core {
         self.requests_failed.fetch_add(failed, Ordering::Relaxed);
     }
 
-    /// Keeps a state for reuse. Regions and peers are let go now, unless a slice still looks at them.
+    /// Keeps a state for reuse.
     fn keep(&self, state: &Arc<BatchState>) {
         let mut spare = lock(&self.spare);
         if spare.len() < SPARE {
@@ -536,7 +539,7 @@ impl Core {
         if eligible.is_power_of_two() {
             return Some(eligible.trailing_zeros() as usize);
         }
-        let near = slice.request().region.near;
+        let near = slice.region.near;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.lanes.len();
         least_loaded(eligible, turn, |index| {
             let lane = &self.lanes[index];
@@ -630,13 +633,18 @@ impl Core {
         let mut busiest: Option<(u64, usize)> = None;
         for lane in &self.lanes {
             let load = lane.load.load(Ordering::Relaxed);
-            if idle & (1 << lane.index) == 0 && load > WORTH_TAKING && busiest.is_none_or(|(most, _)| load > most) {
+            if idle & (1 << lane.index) == 0
+                && load > WORTH_TAKING
+                && busiest.is_none_or(|(most, _)| load > most)
+            {
                 busiest = Some((load, lane.index));
             }
         }
         let Some((_, from)) = busiest else { return };
         for to in members(idle & usable) {
-            if to >= self.lanes.len() || self.lanes[to].load.load(Ordering::Relaxed) > self.config.window_bytes {
+            if to >= self.lanes.len()
+                || self.lanes[to].load.load(Ordering::Relaxed) > self.config.window_bytes
+            {
                 continue;
             }
             let Ok(mut state) = self.lanes[from].state.try_lock() else { return };
@@ -881,7 +889,8 @@ impl Core {
             let stuck = state.queue.flying().any(|(_, work)| match work {
                 Work::Slice(slice) => {
                     let request = slice.request();
-                    request.has_ended() && now.saturating_sub(request.deadline.max(slice.since)) > patience
+                    request.has_ended()
+                        && now.saturating_sub(request.deadline.max(slice.since)) > patience
                         && now > request.deadline
                 }
                 Work::Probe(_) => false,
@@ -943,7 +952,8 @@ impl Core {
         if self.shut.swap(true, Ordering::AcqRel) {
             return;
         }
-        while self.lanes.iter().any(|lane| lane.busy.load(Ordering::Relaxed) > 0) && Instant::now() < deadline {
+        while self.lanes.iter().any(|lane| lane.busy.load(Ordering::Relaxed) > 0) && Instant::now() < deadline
+        {
             if self.drive_all() == 0 {
                 std::thread::sleep(Duration::from_micros(50));
             }
@@ -960,7 +970,13 @@ impl Core {
     // ---- within this process ---------------------------------------------------------------------------------------------
 
     /// Copies where both sides are this process: no NIC could do it faster.
-    fn copy_within(&self, state: &Arc<BatchState>, index: u32, stored: &crate::request::Stored, batch: &Batch) {
+    fn copy_within(
+        &self,
+        state: &Arc<BatchState>,
+        index: u32,
+        stored: &crate::request::Stored,
+        batch: &Batch,
+    ) {
         let request = &state.requests[index as usize];
         let regions: Vec<Arc<RegionInner>> =
             lock(&self.regions).iter().filter_map(|(_, region)| region.upgrade()).collect();
@@ -972,7 +988,7 @@ impl Core {
         let stretch = |range: &crate::request::Range| Stretch { at: range.at, len: range.len };
         let mut buffer = vec![0; 128 << 10];
         let mut problem = None;
-        let region = &request.region;
+        let region = &stored.region;
         let sliced = slice(
             batch.local[stored.local.clone()].iter().map(stretch),
             batch.remote[stored.remote.clone()].iter().map(stretch),

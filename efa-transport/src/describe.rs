@@ -75,7 +75,9 @@ impl Core {
             let info = &lane.nic.info;
             let name = &lane.nic.name;
             if write == Some(true) {
-                warnings.push(format!("NIC {name} emulates writes with messages: slow, and complete before they are visible"));
+                warnings.push(format!(
+                    "NIC {name} emulates writes with messages: slow, and complete before they are visible"
+                ));
             }
             if read == Some(true) {
                 warnings.push(format!("NIC {name} emulates reads with messages: slow"));
@@ -98,7 +100,9 @@ impl Core {
         }
         let info = &self.lanes[0].nic.info;
         let efa = info.provider_name() == "efa";
-        if !efa && std::path::Path::new("/sys/class/infiniband").read_dir().is_ok_and(|mut d| d.next().is_some()) {
+        if !efa
+            && std::path::Path::new("/sys/class/infiniband").read_dir().is_ok_and(|mut d| d.next().is_some())
+        {
             warnings.push(format!("this machine has RDMA devices, but the path is {}", info.provider_name()));
         }
         let delivery_complete = self.lanes.iter().all(|lane| lane.nic.info.delivery_complete());

@@ -112,7 +112,9 @@ impl Descriptor {
         }
         let version = reader.u16()?;
         if version != VERSION {
-            return Err(bad(format!("its layout is version {version}; this program reads version {VERSION}")));
+            return Err(bad(format!(
+                "its layout is version {version}; this program reads version {VERSION}"
+            )));
         }
         let name = reader.text()?;
         let (epoch, generation) = (reader.u64()?, reader.u64()?);
@@ -273,7 +275,8 @@ mod tests {
             numa: u16::MAX,
             probe: (4, 5),
         };
-        let chunk = |addr, nics, keys| ChunkEntry { addr, len: 4096, readable: true, writable: addr > 0, nics, keys };
+        let chunk =
+            |addr, nics, keys| ChunkEntry { addr, len: 4096, readable: true, writable: addr > 0, nics, keys };
         Descriptor {
             name: "decode-3".into(),
             epoch: 1,

@@ -10,7 +10,9 @@ use crate::provider::Rejected;
 #[non_exhaustive]
 pub enum Error {
     /// There is no libfabric in this process and none was found.
-    #[error("no libfabric: {0}; install it (`libfabric1`, or AWS's EFA installer), point FABRIC_LIBRARY at it, or use TCP")]
+    #[error(
+        "no libfabric: {0}; install it (`libfabric1`, or AWS's EFA installer), point FABRIC_LIBRARY at it, or use TCP"
+    )]
     NoLibrary(Arc<fabric_safe::Error>),
     /// libfabric is there, but none of the providers that were allowed can be used.
     #[error("no libfabric provider can be used: {}", list(.tried))]
@@ -48,7 +50,9 @@ pub enum Error {
     #[error("bad request: {0}")]
     Request(String),
     /// A local range outside its region.
-    #[error("{len} bytes at {addr:#x} are outside the local region of {region_len} bytes at {region_addr:#x}")]
+    #[error(
+        "{len} bytes at {addr:#x} are outside the local region of {region_len} bytes at {region_addr:#x}"
+    )]
     OutOfBounds {
         /// First address asked for.
         addr: u64,
@@ -74,7 +78,9 @@ pub enum Error {
         len: u64,
     },
     /// Operations in flight still used a region at the deadline. It will be deregistered when they have ended.
-    #[error("the region of {len} bytes at {addr:#x} is still used by operations in flight; wait for `quiesced`, or longer")]
+    #[error(
+        "the region of {len} bytes at {addr:#x} is still used by operations in flight; wait for `quiesced`, or longer"
+    )]
     StillInUse {
         /// First address.
         addr: u64,

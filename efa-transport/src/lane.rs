@@ -320,7 +320,8 @@ impl Lane {
                 }
                 let remotes = slice.remotes();
                 // Not the one that has just failed, if there is another.
-                let avoid = if slice.attempts > 0 && slice.remote_nic != NONE { 1 << slice.remote_nic } else { 0 };
+                let avoid =
+                    if slice.attempts > 0 && slice.remote_nic != NONE { 1 << slice.remote_nic } else { 0 };
                 let eligible = if remotes & !avoid != 0 { remotes & !avoid } else { remotes };
                 *turn = turn.wrapping_add(1);
                 let count = slice.request().table.nics.len();
@@ -386,9 +387,10 @@ impl Lane {
             }
             Some(Work::Slice(slice)) => {
                 let request = slice.request();
-                let missing = |what: &str| Refused::Fail(Failure::Operation, format!("no key of the {what} memory"));
+                let missing =
+                    |what: &str| Refused::Fail(Failure::Operation, format!("no key of the {what} memory"));
                 let region =
-                    request.region.mr(slice.local_chunk, self.index).ok_or_else(|| missing("local"))?;
+                    slice.region.mr(slice.local_chunk, self.index).ok_or_else(|| missing("local"))?;
                 let start = (slice.local - region.address() as u64) as usize;
                 let local = region
                     .slice(start..start + slice.len as usize)
@@ -442,10 +444,9 @@ impl Lane {
 
     /// Closes the endpoint, which ends everything in flight, and opens another. For operations that the provider never ends.
     pub(crate) fn reopen(&self, state: &mut LaneState) -> Result<(), crate::Error> {
-        state
-            .endpoint
-            .close()
-            .map_err(|error| crate::Error::fabric(format!("closing the endpoint of NIC {}", self.nic.name), error))?;
+        state.endpoint.close().map_err(|error| {
+            crate::Error::fabric(format!("closing the endpoint of NIC {}", self.nic.name), error)
+        })?;
         state.endpoint = Arc::new(self.nic.open_endpoint()?);
         self.counters.reopened.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -509,9 +510,9 @@ fn evict(state: &mut LaneState, keep: usize) {
     let in_use: Vec<usize> = state
         .queue
         .flying()
-        .filter_map(|(_, work)| match work {
-            Work::Slice(slice) => Some(slice.request().peer.id.slot as usize),
-            Work::Probe(probe) => Some(probe.peer.id.slot as usize),
+        .map(|(_, work)| match work {
+            Work::Slice(slice) => slice.request().peer.id.slot as usize,
+            Work::Probe(probe) => probe.peer.id.slot as usize,
         })
         .collect();
     let oldest = state

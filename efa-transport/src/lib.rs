@@ -66,6 +66,7 @@ mod core;
 mod lane;
 mod progress;
 pub mod scheduler;
+pub mod simulator;
 mod slice;
 mod trace;
 
@@ -77,9 +78,9 @@ mod sync;
 pub use batch::{BatchHandle, Status};
 pub use config::{Config, NicSelection, Provider};
 pub use describe::{Description, NicDescription};
+pub use descriptor::MAX_DESCRIPTOR_BYTES;
 #[doc(hidden)]
 pub use descriptor::check_descriptor;
-pub use descriptor::MAX_DESCRIPTOR_BYTES;
 pub use error::Error;
 pub use events::{Arrivals, Counter, Event, Events};
 pub use peer::PeerId;

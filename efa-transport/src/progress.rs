@@ -137,9 +137,8 @@ fn run(core: &Core) {
             std::thread::yield_now();
             continue;
         }
-        let deadline = next.map_or(LONGEST_BLOCKED, |at| {
-            core.clock.instant(at).saturating_duration_since(Instant::now())
-        });
+        let deadline = next
+            .map_or(LONGEST_BLOCKED, |at| core.clock.instant(at).saturating_duration_since(Instant::now()));
         core.parking.asleep.store(true, Ordering::Release);
         // A wake between the look at the epoch and this line has raised it.
         if core.parking.epoch.load(Ordering::Acquire) == epoch {

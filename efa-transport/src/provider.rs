@@ -51,10 +51,21 @@ fn candidates(provider: &Provider) -> Vec<Candidate> {
         let why = "EFA cards are there; the provider's protocols do what the card cannot";
         Candidate::new("efa", "efa", Some("efa"), why)
     };
-    let rxm = || Candidate::new("tcp;ofi_rxm", "tcp;ofi_rxm", None, "there is no EFA card; datagrams over TCP connections");
-    let net = || Candidate::new("net", "net", None, "there is no EFA card; libfabric's own datagrams over TCP");
-    let tcp = || Candidate::new("tcp", "tcp", None, "there is no EFA card; libfabric's own datagrams over TCP");
-    let shm = || Candidate::new("shm", "shm", None, "there is no network provider; peers on this host can be reached");
+    let rxm = || {
+        Candidate::new(
+            "tcp;ofi_rxm",
+            "tcp;ofi_rxm",
+            None,
+            "there is no EFA card; datagrams over TCP connections",
+        )
+    };
+    let net =
+        || Candidate::new("net", "net", None, "there is no EFA card; libfabric's own datagrams over TCP");
+    let tcp =
+        || Candidate::new("tcp", "tcp", None, "there is no EFA card; libfabric's own datagrams over TCP");
+    let shm = || {
+        Candidate::new("shm", "shm", None, "there is no network provider; peers on this host can be reached")
+    };
     match provider {
         Provider::Auto => vec![direct(), efa(), rxm(), net(), tcp(), shm()],
         Provider::EfaDirect => vec![direct()],
@@ -134,7 +145,8 @@ fn offers(candidate: &Candidate, config: &Config, rejected: &mut Vec<Rejected>) 
     }
     infos = one_each(infos, config);
     let before = infos.len();
-    let kept: Vec<Info> = infos.iter().filter(|info| selected(info, infos.as_slice(), config)).cloned().collect();
+    let kept: Vec<Info> =
+        infos.iter().filter(|info| selected(info, infos.as_slice(), config)).cloned().collect();
     if kept.is_empty() {
         let names: Vec<String> = infos.iter().map(nic_name).collect();
         reject(

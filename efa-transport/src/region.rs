@@ -104,7 +104,11 @@ impl RegionInner {
         &self,
         offset: u64,
         len: usize,
-        mut each: impl FnMut(&fabric_safe::Region, usize, std::ops::Range<usize>) -> Result<(), fabric_safe::Usage>,
+        mut each: impl FnMut(
+            &fabric_safe::Region,
+            usize,
+            std::ops::Range<usize>,
+        ) -> Result<(), fabric_safe::Usage>,
     ) -> Result<(), Error> {
         let region_addr = self.addr;
         let outside = || Error::OutOfBounds {
@@ -124,7 +128,8 @@ impl RegionInner {
             let part = (len - done).min(usize::try_from(chunk.left).unwrap_or(usize::MAX));
             let (_, region) = self.registered.regions(chunk.index as usize).next().ok_or_else(outside)?;
             let at = (addr - self.chunks[chunk.index as usize].start) as usize;
-            each(region.region(), at, done..done + part).map_err(|usage| Error::Request(usage.to_string()))?;
+            each(region.region(), at, done..done + part)
+                .map_err(|usage| Error::Request(usage.to_string()))?;
             done += part;
         }
         Ok(())
@@ -221,9 +226,6 @@ impl Region {
             if Instant::now() >= deadline {
                 return Err(Error::StillInUse { addr, len });
             }
-            if let Some(core) = &core {
-                core.clear_spare();
-            }
             if core.as_ref().is_none_or(|core| core.drive_all() == 0) {
                 std::thread::sleep(std::time::Duration::from_micros(50));
             }
@@ -296,8 +298,7 @@ impl Core {
             .enumerate()
             .filter(|(_, d)| Some(**d) == nearest)
             .fold(0, |set: Set, (nic, _)| set | 1 << nic);
-        let inner =
-            Arc::new(RegionInner { addr, len, access: options.access, chunks, near, registered });
+        let inner = Arc::new(RegionInner { addr, len, access: options.access, chunks, near, registered });
         let id = self.remember_region(&inner);
         Ok(Region::new(self, id, inner))
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use crate::batch::{BatchState, RequestState};
 use crate::error::Error;
+use crate::region::RegionInner;
 
 /// No NIC.
 pub(crate) const NONE: u8 = u8::MAX;
@@ -13,6 +14,8 @@ pub(crate) const NONE: u8 = u8::MAX;
 /// nothing is ever lost.
 pub(crate) struct Slice {
     batch: Arc<BatchState>,
+    /// Keeps the memory registered; the slice alone does, so that a batch that has ended holds nothing.
+    pub(crate) region: Arc<RegionInner>,
     pub(crate) local: u64,
     pub(crate) remote: u64,
     pub(crate) len: u64,
@@ -33,10 +36,16 @@ pub(crate) struct Slice {
 }
 
 impl Slice {
-    pub(crate) fn new(batch: &Arc<BatchState>, request: u32, cut: crate::scheduler::slicer::Cut) -> Self {
+    pub(crate) fn new(
+        batch: &Arc<BatchState>,
+        request: u32,
+        region: &Arc<RegionInner>,
+        cut: crate::scheduler::slicer::Cut,
+    ) -> Self {
         batch.alive.fetch_add(1, Ordering::Relaxed);
         Self {
             batch: Arc::clone(batch),
+            region: Arc::clone(region),
             local: cut.local,
             remote: cut.remote,
             len: cut.len,
@@ -78,7 +87,7 @@ impl Slice {
     /// The NICs on this side that can carry it.
     #[inline]
     pub(crate) fn locals(&self) -> u128 {
-        self.request().region.chunks.get(self.local_chunk as usize).map_or(0, |chunk| chunk.nics)
+        self.region.chunks.get(self.local_chunk as usize).map_or(0, |chunk| chunk.nics)
     }
 
     #[inline]

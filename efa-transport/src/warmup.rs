@@ -113,7 +113,8 @@ impl Core {
             self.sweep();
         }
         let failed = lock(&shared.failed).clone();
-        let working = rails.len() - left.min(rails.len()) - failed.len().min(rails.len() - left.min(rails.len()));
+        let working =
+            rails.len() - left.min(rails.len()) - failed.len().min(rails.len() - left.min(rails.len()));
         if working == 0 {
             let why = match failed.first() {
                 Some((rail, why)) => format!("warming up {rail}: {why}"),

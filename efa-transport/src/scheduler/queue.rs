@@ -238,7 +238,12 @@ impl<T> Queue<T> {
     /// Takes waiting slices away for which `which` holds, up to `bytes` in total, the last of each flow first: what is taken
     /// from the end changes nothing for the slices that stay. For another NIC that has nothing to do, and for what has been
     /// cancelled.
-    pub fn take_waiting(&mut self, bytes: u64, mut which: impl FnMut(&T) -> bool, mut taken: impl FnMut(u32, u64, T)) {
+    pub fn take_waiting(
+        &mut self,
+        bytes: u64,
+        mut which: impl FnMut(&T) -> bool,
+        mut taken: impl FnMut(u32, u64, T),
+    ) {
         let mut budget = bytes;
         for flow in 0..self.flows.len() {
             let waiting = &mut self.flows[flow].waiting;

@@ -34,7 +34,14 @@ const LONGEST: u64 = 250_000_000;
 /// Decides after the `attempts`-th attempt (counted from 1) has *ended*; there is never a second attempt while the first one
 /// might still write.
 #[must_use]
-pub fn decide(failure: Failure, attempts: u32, retries: u32, other_rails: bool, now: u64, deadline: u64) -> Decision {
+pub fn decide(
+    failure: Failure,
+    attempts: u32,
+    retries: u32,
+    other_rails: bool,
+    now: u64,
+    deadline: u64,
+) -> Decision {
     if matches!(failure, Failure::Key | Failure::Operation) || attempts > retries {
         return Decision::GiveUp;
     }
