@@ -2,12 +2,11 @@
 //!
 //! From the outside in: [`process`] (this process among the others), [`device`] (one card), [`queue_pair`], [`completion`], [`region`]
 //! (what a program makes on a card), [`remote`] and [`peer`] (whom it reaches), [`engine`] (what carries requests out), [`thread`]
-//! (who runs the engine), [`ring`], [`copy`] and [`shared`] (how bytes get to another process), [`faults`], [`counters`], [`trace`].
+//! (who runs the engine), [`ring`], [`copy`] and [`shared`](crate::shared) (how bytes get to another process), [`faults`], [`trace`].
 
-pub(crate) mod device;
 pub(crate) mod completion;
 pub(crate) mod copy;
-pub(crate) mod counters;
+pub(crate) mod device;
 pub(crate) mod engine;
 pub(crate) mod faults;
 pub(crate) mod peer;
@@ -16,6 +15,5 @@ pub(crate) mod queue_pair;
 pub(crate) mod region;
 pub(crate) mod remote;
 pub(crate) mod ring;
-pub(crate) mod shared;
 pub(crate) mod thread;
 pub(crate) mod trace;

@@ -1,5 +1,6 @@
 //! Starting programs on software cards.
 
+use crate::control;
 use crate::error::Error;
 use crate::libraries::Libraries;
 use crate::profile::Profile;
@@ -29,6 +30,7 @@ impl Network {
     pub fn new(nics: usize, profile: Profile) -> Result<Network, Error> {
         let libraries = Libraries::build()?;
         let scratch = Scratch::new()?;
+        control::serve(scratch.dir())?;
         sysfs::build(scratch.dir(), &profile, nics).map_err(|error| Error::Io {
             what: format!("make a sysfs below {}", scratch.dir().display()),
             error,
@@ -57,6 +59,14 @@ impl Network {
     /// The run's directory.
     pub fn dir(&self) -> &Path {
         self.scratch.dir()
+    }
+
+    /// Sends a command to the control socket: a fault [rule](crate::rules), `clear`, `list`, `counters` …
+    ///
+    /// # Errors
+    /// [`Error::Control`] when it was refused.
+    pub fn control(&self, line: &str) -> Result<String, Error> {
+        control::command(self.dir(), line)
     }
 
     /// A command that runs `program` on the cards. What it inherits of `LD_LIBRARY_PATH` and `LD_PRELOAD` stays, after ours.

@@ -1,16 +1,17 @@
 //! `soft-efa`: runs a command on software EFA cards.
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
-use soft_efa::{Network, Profile, settings};
+use clap::{Parser, Subcommand};
+use soft_efa::{Network, Profile, control, rules, settings};
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Runs a command on a machine with EFA cards, in software.
 ///
 /// Every process that the command starts is a host of its own, unless it sets SOFT_EFA_HOST.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 struct Arguments {
     /// Number of cards (1 to 64); default: as many as the profile's machine has.
     #[arg(long)]
@@ -24,13 +25,41 @@ struct Arguments {
     /// Leave /sys/class/infiniband and /dev/infiniband as they are (no preload library).
     #[arg(long)]
     no_redirect: bool,
+    /// Directory for traces, one file a process, for ui.perfetto.dev.
+    #[arg(long)]
+    trace: Option<PathBuf>,
+    /// File of fault rules that hold from the start.
+    #[arg(long)]
+    faults: Option<PathBuf>,
+    #[command(subcommand)]
+    ctl: Option<Ctl>,
     /// The command and its arguments.
-    #[arg(last = true, required = true)]
+    #[arg(last = true)]
     command: Vec<OsString>,
+}
+
+#[derive(Subcommand)]
+enum Ctl {
+    /// Tells a running network to do something: a fault rule, `remove ID`, `clear`, `list`, `counters`, `queue-pairs`.
+    Ctl {
+        /// Directory of the run; default: SOFT_EFA_DIR, which the launcher sets for its command.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+        /// The words of the command, e.g. `fail status=13 op=write nth=5`.
+        #[arg(required = true)]
+        words: Vec<String>,
+    },
 }
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
+    if let Some(Ctl::Ctl { dir, words }) = arguments.ctl {
+        let dir = dir.or_else(|| std::env::var_os(settings::DIR).map(PathBuf::from));
+        let dir =
+            dir.context("no run: pass --dir, or use this inside the command that the launcher started")?;
+        println!("{}", control::command(&dir, &words.join(" "))?.trim());
+        return Ok(ExitCode::SUCCESS);
+    }
     let Some(profile) = Profile::named(&arguments.profile) else {
         bail!("no profile {:?}: there are p4d, p5, p5en and p6", arguments.profile);
     };
@@ -41,6 +70,15 @@ fn main() -> Result<ExitCode> {
     let mut network = Network::new(nics, profile)?;
     if let Some(seed) = arguments.seed {
         network.set(settings::SEED, seed.to_string());
+    }
+    if let Some(dir) = &arguments.trace {
+        network.set(settings::TRACE, std::path::absolute(dir)?);
+    }
+    if let Some(file) = &arguments.faults {
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        rules::parse_file(&text).with_context(|| file.display().to_string())?;
+        network.set(settings::FAULTS, std::path::absolute(file)?);
     }
     network.redirect(!arguments.no_redirect);
     let (program, rest) = arguments.command.split_first().context("no command")?;

@@ -42,7 +42,7 @@ pub const RQ_DEPTH: &str = "SOFT_EFA_RQ_DEPTH";
 pub const GBPS: &str = "SOFT_EFA_GBPS";
 /// Latency of each operation in microseconds, per card like [`GBPS`].
 pub const LATENCY_US: &str = "SOFT_EFA_LATENCY_US";
-/// File that holds the fault rules (the launcher's control socket rewrites it).
+/// File of fault rules that hold from the start (more come over the control socket).
 pub const FAULTS: &str = "SOFT_EFA_FAULTS";
 /// Directory for traces, one file a process; unset for none.
 pub const TRACE: &str = "SOFT_EFA_TRACE";
@@ -83,6 +83,8 @@ pub struct Settings {
     pub gbps: Vec<f64>,
     /// Latency per card in microseconds.
     pub latency_us: Vec<f64>,
+    /// File of fault rules.
+    pub faults: Option<PathBuf>,
     /// Where traces go.
     pub trace: Option<PathBuf>,
 }
@@ -142,6 +144,7 @@ impl Settings {
             max_ah: number(MAX_AH, 4096, 1, 65534) as u32,
             gbps: list(GBPS),
             latency_us: list(LATENCY_US),
+            faults: look_up(FAULTS).map(PathBuf::from),
             trace: look_up(TRACE).map(PathBuf::from),
         }
     }

@@ -119,7 +119,7 @@ impl CompletionQueue {
                     "soft-efa: a completion queue of {} entries has overrun: completions are lost",
                     self.capacity
                 );
-                completion.qp.card.counters.cq_overruns.add(1);
+                completion.qp.card.counters().cq_overruns.add(1);
             }
             return;
         }

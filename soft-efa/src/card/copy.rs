@@ -40,10 +40,6 @@ impl Ranges {
     pub(crate) fn push(&mut self, address: u64, length: usize) {
         self.0.push(libc::iovec { iov_base: address as *mut _, iov_len: length });
     }
-
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
 }
 
 /// Copies all of `local` from or to all of `remote` in process `pid`; both lists have the same total length. Gives the number of

@@ -1,12 +1,12 @@
 //! A card: its queue pairs, its address handles, its budget of registrations.
 
-use super::counters::Counters;
 use super::engine::{Engine, Request};
 use super::process::{Process, lock};
 use super::queue_pair::{QueuePair, Shape};
-use super::shared::{CardFile, FileLock, Mapped, QPS};
 use super::{completion::CompletionQueue, engine, remote};
 use crate::abi::ibv_gid;
+use crate::counters::Counters;
+use crate::shared::{CardFile, FileLock, Mapped, QPS, QpEntry};
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -18,7 +18,6 @@ pub(crate) struct Card {
     pub(crate) index: usize,
     pub(crate) gid: ibv_gid,
     pub(crate) file: Arc<Mapped<CardFile>>,
-    pub(crate) counters: Counters,
     /// Requests posted and not yet seen by the engine.
     pub(crate) submitted: Mutex<Vec<Request>>,
     /// Ends of messages, from other processes: (token, status).
@@ -62,7 +61,6 @@ impl Card {
             index,
             gid: remote::gid(process.host, index as u16),
             file,
-            counters: Counters::default(),
             submitted: Mutex::default(),
             answers: Mutex::default(),
             ready: AtomicUsize::new(0),
@@ -77,6 +75,16 @@ impl Card {
             registrations: AtomicU32::new(0),
             ptes: AtomicU64::new(0),
         }
+    }
+
+    /// What this card has done in this process.
+    pub(crate) fn counters(&self) -> &Counters {
+        self.process.regions.counts(self.index)
+    }
+
+    /// The shared entry of one of its queue pairs.
+    pub(crate) fn entry(&self, qp: &QueuePair) -> &QpEntry {
+        &self.file.qps[qp.number as usize]
     }
 
     /// A number for a protection domain, unique in this process and card.
@@ -105,6 +113,9 @@ impl Card {
         let entry = &self.file.qps[number];
         entry.ready.store(0, Ordering::SeqCst);
         entry.pd.store(shape.pd, Ordering::SeqCst);
+        for count in [&entry.posted, &entry.completed, &entry.failed, &entry.received] {
+            count.store(0, Ordering::Relaxed);
+        }
         entry.owner.store(self.process.owner(), Ordering::SeqCst);
         drop(guard);
         let qp = Arc::new(QueuePair::new(self.clone(), number as u32, shape, send_cq, recv_cq));
@@ -134,11 +145,6 @@ impl Card {
     /// The queue pair of that number.
     pub(crate) fn qp(&self, number: u32) -> Option<Arc<QueuePair>> {
         self.qps.read().unwrap_or_else(|e| e.into_inner()).get(&number).cloned()
-    }
-
-    /// Number of queue pairs.
-    pub(crate) fn qp_count(&self) -> usize {
-        self.qps.read().unwrap_or_else(|e| e.into_inner()).len()
     }
 
     /// An address handle for `gid`, whose number is the same for the same GID; `None` when the card has no more of them.
@@ -237,10 +243,5 @@ impl Card {
     pub(crate) fn give_back(&self, pages: u64) {
         self.registrations.fetch_sub(1, Ordering::AcqRel);
         self.ptes.fetch_sub(pages, Ordering::AcqRel);
-    }
-
-    /// Page table entries in use.
-    pub(crate) fn ptes(&self) -> u64 {
-        self.ptes.load(Ordering::Acquire)
     }
 }

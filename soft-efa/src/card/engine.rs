@@ -4,9 +4,9 @@
 //! queue and finds it empty (it would only burn the core otherwise): see [`thread`](super::thread). Requests that are in flight are
 //! shuffled by the seed; they are carried out each exactly once; nothing orders one before another, as on SRD.
 
-use super::device::Card;
 use super::completion::{Completion, Queue};
 use super::copy::{CopyError, Direction, Ranges, copy};
+use super::device::Card;
 use super::faults::Verdict;
 use super::peer::Peer;
 use super::process::{Process, lock};
@@ -14,11 +14,12 @@ use super::queue_pair::{DATAGRAM_PREFIX, QueuePair};
 use super::region::{Region, find};
 use super::remote::Remote;
 use super::ring::{ACK, DATAGRAM, HAS_IMM, Packet, SEND, WRITE_IMM};
-use super::shared;
 use super::{remote, trace};
 use crate::abi::{self, ibv_sge};
 use crate::settings::Settings;
+use crate::shared;
 use crate::status::Status;
+use crate::verbs::context::MAX_MESSAGE;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -95,6 +96,8 @@ pub(crate) struct Request {
     pub(crate) length: u32,
     /// Bytes already copied.
     pub(crate) done: u32,
+    /// Whether a rule wants the process to die in the middle of it.
+    pub(crate) doomed: bool,
     /// Whether timing and faults have had their say.
     pub(crate) judged: bool,
     pub(crate) remote_address: u64,
@@ -209,10 +212,9 @@ impl Engine {
 /// Hands requests to the card.
 pub(crate) fn submit(card: &Card, requests: &mut Vec<Request>) {
     let count = requests.len();
-    if count == 0 {
-        return;
-    }
-    card.counters.posted.add(count as u64);
+    let Some(first) = requests.first() else { return };
+    card.counters().posted.add(count as u64);
+    card.entry(&first.qp).posted.fetch_add(count as u64, Ordering::Relaxed);
     lock(&card.submitted).append(requests);
     card.ready.fetch_add(count, Ordering::SeqCst);
     card.process.wake_thread();
@@ -346,7 +348,7 @@ impl Engine {
         let mut incoming = std::mem::take(&mut self.incoming);
         for mut request in incoming.drain(..) {
             if trace::enabled(&card.process) {
-                request.trace = trace::now(&card.process);
+                request.trace = trace::now();
             }
             if timed {
                 let due = self.time_on_the_wire(request.length);
@@ -423,7 +425,7 @@ impl Engine {
         if status != Status::RemoteRnr {
             return self.end(card, request, status, true);
         }
-        card.counters.receiver_not_ready.add(1);
+        card.counters().receiver_not_ready.add(1);
         let allowed = request.qp.rnr_retry.load(Ordering::Relaxed);
         if allowed < 7 && u32::from(request.refusals) >= allowed {
             return self.end(card, request, Status::RemoteRnr, true);
@@ -475,10 +477,13 @@ impl Engine {
             card.ready.fetch_sub(1, Ordering::SeqCst);
         }
         trace::request(card, &request, status);
+        let entry = card.entry(&request.qp);
         if status == Status::Ok {
-            card.counters.completed.add(1);
+            card.counters().completed.add(1);
+            entry.completed.fetch_add(1, Ordering::Relaxed);
         } else {
-            card.counters.failed.add(1);
+            card.counters().failed.add(1);
+            entry.failed.fetch_add(1, Ordering::Relaxed);
         }
         let cq = request.qp.send_cq.clone();
         cq.push(Completion::sent(request.qp, request.wr_id, status, request.op.completion(), request.length));
@@ -495,23 +500,24 @@ impl Engine {
             match card.process.faults.judge(card, &request) {
                 Verdict::Pass => {}
                 Verdict::Fail(status) => {
-                    card.counters.faults.add(1);
+                    card.counters().faults.add(1);
                     self.end(card, request, status, true);
                     return true;
                 }
                 Verdict::Delay(by) => {
-                    card.counters.faults.add(1);
+                    card.counters().faults.add(1);
                     self.delay(card, request, Instant::now() + by);
                     return true;
                 }
                 Verdict::Hold => {
-                    card.counters.faults.add(1);
+                    card.counters().faults.add(1);
                     request.judged = false;
                     self.held.push(request);
                     card.waiting.fetch_add(1, Ordering::SeqCst);
                     card.ready.fetch_sub(1, Ordering::SeqCst);
                     return true;
                 }
+                Verdict::Kill => request.doomed = true,
             }
         }
         match self.target(card, &request) {
@@ -519,7 +525,7 @@ impl Engine {
             Ok(peer) => self.message(card, request, &peer),
             // Nobody hears of a lost datagram.
             Err(_) if request.qp.shape.datagram => {
-                card.counters.datagrams_dropped.add(1);
+                card.counters().datagrams_dropped.add(1);
                 self.end(card, request, Status::Ok, true);
                 true
             }
@@ -564,6 +570,13 @@ impl Engine {
     }
 
     fn put_message(&mut self, card: &Arc<Card>, request: Request, peer: &Arc<Peer>) -> bool {
+        if request.doomed {
+            die();
+        }
+        if request.length > MAX_MESSAGE && !request.op.is_rdma() {
+            self.end(card, request, Status::BadLength, true);
+            return true;
+        }
         let datagram = request.qp.shape.datagram;
         let mut parts = [(std::ptr::null::<u8>(), 0usize); 2];
         let mut count = 0;
@@ -615,7 +628,7 @@ impl Engine {
             card.stalled.store(true, Ordering::SeqCst);
             return false;
         }
-        card.counters.send_bytes.add(payload as u64);
+        card.counters().send_bytes.add(payload as u64);
         if datagram {
             self.end(card, request, Status::Ok, true);
             return true;
@@ -708,7 +721,10 @@ impl Engine {
         match self.check(card, &request, peer) {
             Ok(far) => {
                 let done = request.done as usize;
-                let bytes = (request.length as usize - done).min(room);
+                let mut bytes = (request.length as usize - done).min(room);
+                if request.doomed {
+                    bytes = bytes.min(request.length.div_ceil(2) as usize);
+                }
                 if bytes > 0 {
                     self.far.push(far + done as u64, bytes);
                     let (mut skip, mut left) = (done, bytes);
@@ -777,8 +793,8 @@ impl Engine {
         bytes: usize,
     ) {
         let count = match direction {
-            Direction::Read => &card.counters.read_bytes,
-            Direction::Write => &card.counters.write_bytes,
+            Direction::Read => &card.counters().read_bytes,
+            Direction::Write => &card.counters().write_bytes,
         };
         match copy(direction, peer.pid, &self.local, &self.far) {
             Ok(copied) if copied == bytes => {
@@ -828,6 +844,9 @@ impl Engine {
         if let Some(remote) = &request.remote {
             remote.answered.store(true, Ordering::Relaxed);
         }
+        if request.doomed {
+            die();
+        }
         if request.done < request.length {
             self.window.push(request);
         } else if request.op == Op::WriteImm {
@@ -838,8 +857,14 @@ impl Engine {
     }
 }
 
+/// Ends this process as `kill -9` would.
+fn die() {
+    // SAFETY: a signal to ourselves.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+}
+
 /// What becomes of a request whose target does not answer.
-fn silence(request: &Request) -> Status {
+pub(crate) fn silence(request: &Request) -> Status {
     match &request.remote {
         Some(remote) if remote.answered.load(Ordering::Relaxed) => Status::UnresponsiveRemote,
         _ => Status::UnreachableRemote,
@@ -896,7 +921,7 @@ fn deliver(card: &Arc<Card>, packet: &Packet, payload: &[u8]) -> Status {
     let receive = if unsolicited { None } else { qp.next_receive() };
     if receive.is_none() && !unsolicited {
         if qp.shape.datagram {
-            card.counters.datagrams_dropped.add(1);
+            card.counters().datagrams_dropped.add(1);
         }
         return Status::RemoteRnr;
     }
@@ -919,8 +944,10 @@ fn deliver(card: &Arc<Card>, packet: &Packet, payload: &[u8]) -> Status {
     }
     let sgid = remote::gid(packet.from_host, packet.from_card);
     let write = packet.kind == WRITE_IMM;
-    card.counters.received.add(1);
-    qp.recv_cq.clone().push(Completion {
+    card.counters().received.add(1);
+    card.entry(&qp).received.fetch_add(1, Ordering::Relaxed);
+    let cq = qp.recv_cq.clone();
+    cq.push(Completion {
         queue: if unsolicited { Queue::Neither } else { Queue::Receive },
         wr_id: receive.map_or(0, |receive| receive.wr_id),
         status,

@@ -1,9 +1,16 @@
-//! Faults.
+//! Faults, as the rules of the run ask for them: see [`rules`](crate::rules).
+
 use super::device::Card;
-use super::engine::Request;
-use super::process::Process;
+use super::engine::{self, Request};
+use super::process::{Process, lock};
+use crate::abi::{IBV_EVENT_PORT_ACTIVE, IBV_EVENT_PORT_ERR};
+use crate::rules::{Action, Rule, When, parse_file};
 use crate::settings::Settings;
+use crate::shared::Registry;
 use crate::status::Status;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// What the rules say about a request.
@@ -12,30 +19,203 @@ pub(crate) enum Verdict {
     Fail(Status),
     Delay(Duration),
     Hold,
+    /// The process dies when a part of the request has been done.
+    Kill,
 }
 
-pub(crate) struct Faults {}
+/// A rule and how often it has been met and has fired here.
+struct Live {
+    line: String,
+    rule: Rule,
+    met: AtomicU64,
+    fired: AtomicU64,
+}
+
+/// The rules as this process knows them.
+pub(crate) struct Faults {
+    files: Vec<PathBuf>,
+    seed: u64,
+    any: AtomicBool,
+    epoch: AtomicU64,
+    rules: Mutex<Arc<Vec<Live>>>,
+}
 
 impl Faults {
-    pub(crate) fn load(_settings: &Settings) -> Faults {
-        Faults {}
+    /// Reads the rules of the environment and of the control socket.
+    pub(crate) fn load(settings: &Settings, registry: &Registry) -> Faults {
+        let files =
+            settings.faults.iter().cloned().chain([settings.dir.join(crate::control::RULES_FILE)]).collect();
+        let faults = Faults {
+            files,
+            seed: settings.seed,
+            any: AtomicBool::new(false),
+            epoch: AtomicU64::new(registry.fault_epoch.load(Ordering::SeqCst)),
+            rules: Mutex::default(),
+        };
+        faults.read();
+        faults
     }
 
+    fn read(&self) {
+        let mut rules = Vec::new();
+        for file in &self.files {
+            let Ok(text) = std::fs::read_to_string(file) else { continue };
+            match parse_file(&text) {
+                Ok(parsed) => rules.extend(parsed),
+                Err(error) => eprintln!("soft-efa: fault rules of {} are ignored: {error}", file.display()),
+            }
+        }
+        let mut current = lock(&self.rules);
+        // A rule that stays keeps its counts.
+        let counts = |line: &str| {
+            let old = current.iter().find(|live| live.line == line);
+            old.map_or((0, 0), |live| (live.met.load(Ordering::Relaxed), live.fired.load(Ordering::Relaxed)))
+        };
+        let next: Vec<Live> = rules
+            .into_iter()
+            .map(|(line, rule)| {
+                let (met, fired) = counts(&line);
+                Live { line, rule, met: AtomicU64::new(met), fired: AtomicU64::new(fired) }
+            })
+            .collect();
+        self.any.store(!next.is_empty(), Ordering::SeqCst);
+        *current = Arc::new(next);
+    }
+
+    /// Whether there are rules.
     pub(crate) fn active(&self) -> bool {
-        false
+        self.any.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn refresh(&self, _process: &Process) {}
-
-    pub(crate) fn registration(&self, _card: &Card) -> Option<i32> {
-        None
+    /// Takes in changed rules: what was held is judged anew, and ports that went up or down say so.
+    pub(crate) fn refresh(&self, process: &Process) {
+        let epoch = process.registry.fault_epoch.load(Ordering::SeqCst);
+        if self.epoch.swap(epoch, Ordering::SeqCst) == epoch {
+            return;
+        }
+        let were_up: Vec<bool> = process.open_cards().map(|card| card.is_up()).collect();
+        self.read();
+        for (card, was_up) in process.open_cards().zip(were_up) {
+            if was_up != card.is_up() {
+                card.announce(if was_up { IBV_EVENT_PORT_ERR } else { IBV_EVENT_PORT_ACTIVE });
+            }
+            engine::release_held(card);
+        }
     }
 
-    pub(crate) fn card_is_down(&self, _host: u32, _card: u16) -> bool {
-        false
+    fn rules(&self) -> Arc<Vec<Live>> {
+        lock(&self.rules).clone()
     }
 
-    pub(crate) fn judge(&self, _card: &Card, _request: &Request) -> Verdict {
+    /// Whether that card is dead or without a link.
+    pub(crate) fn card_is_down(&self, host: u32, card: u16) -> bool {
+        self.active()
+            && self.rules().iter().any(|live| {
+                matches!(live.rule.action, Action::Down | Action::Link) && live.rule.hits(card, host)
+            })
+    }
+
+    /// The errno that a registration shall fail with.
+    pub(crate) fn registration(&self, card: &Card) -> Option<i32> {
+        if !self.active() {
+            return None;
+        }
+        let rules = self.rules();
+        let (host, index) = (card.process.host, card.index as u16);
+        rules.iter().find_map(|live| match live.rule.action {
+            Action::Register(errno) if live.rule.hits(index, host) && live.fires(self.seed) => Some(errno),
+            _ => None,
+        })
+    }
+
+    /// What shall happen to a request.
+    pub(crate) fn judge(&self, card: &Card, request: &Request) -> Verdict {
+        if !self.active() {
+            return Verdict::Pass;
+        }
+        let (host, index) = (card.process.host, card.index as u16);
+        let target = request.remote.as_ref().and_then(|remote| remote.at);
+        for live in self.rules().iter() {
+            let rule = &live.rule;
+            let hits_target = target.is_some_and(|(host, card)| rule.hits(card, host));
+            match rule.action {
+                Action::Down if rule.hits(index, host) => return Verdict::Fail(Status::QpInternalError),
+                Action::Down | Action::Unreachable if hits_target => {
+                    return Verdict::Fail(engine::silence(request));
+                }
+                Action::Link if rule.hits(index, host) || hits_target => return Verdict::Hold,
+                _ => {}
+            }
+            let peer = target.map(|(host, _)| host);
+            if !rule.is_about_requests()
+                || !rule.meets(request.op.name(), index, host, peer, request.length.into())
+                || !live.fires(self.seed)
+            {
+                continue;
+            }
+            return match rule.action {
+                Action::Fail(status) => Verdict::Fail(status),
+                Action::Delay(us) => Verdict::Delay(Duration::from_micros(us)),
+                Action::Kill => Verdict::Kill,
+                _ => Verdict::Hold,
+            };
+        }
         Verdict::Pass
+    }
+}
+
+impl Live {
+    /// Counts a request that meets the rule, and says whether this is one that it fires for.
+    fn fires(&self, seed: u64) -> bool {
+        let count = self.met.fetch_add(1, Ordering::Relaxed) + 1;
+        let now = match self.rule.when {
+            When::Always => true,
+            When::Nth(n) => count == n,
+            When::Every(n) => count.is_multiple_of(n),
+            When::Probability(probability) => chance(seed, count) < probability,
+        };
+        now && self.fired.fetch_add(1, Ordering::Relaxed) < self.rule.times
+    }
+}
+
+/// A number from 0 to 1 that depends on the seed and the count alone.
+fn chance(seed: u64, count: u64) -> f64 {
+    let mut word = seed.wrapping_add(count.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((word ^ word >> 31) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(line: &str) -> Live {
+        Live {
+            line: line.into(),
+            rule: line.parse().unwrap(),
+            met: AtomicU64::new(0),
+            fired: AtomicU64::new(0),
+        }
+    }
+
+    #[test]
+    fn rules_fire_when_they_say() {
+        let fired = |line: &str| {
+            let live = live(line);
+            (1..=10).filter(|_| live.fires(1)).count()
+        };
+        assert_eq!(
+            (fired("hold"), fired("hold nth=3"), fired("hold every=5"), fired("hold times=4")),
+            (10, 1, 2, 4)
+        );
+        assert_eq!((fired("hold prob=0"), fired("hold prob=1")), (0, 10));
+    }
+
+    #[test]
+    fn chance_is_the_same_for_the_same_seed_and_about_even() {
+        let below = |seed| (0..1000).filter(|&count| chance(seed, count) < 0.5).count();
+        assert_eq!(below(7), below(7));
+        assert!((400..600).contains(&below(7)));
     }
 }

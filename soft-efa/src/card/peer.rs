@@ -2,7 +2,7 @@
 
 use super::process::{Process, lock, regions_path};
 use super::ring::{Packet, Ring};
-use super::shared::{Mapped, ProcessFile};
+use crate::shared::{Mapped, ProcessFile};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,7 +48,7 @@ impl Peer {
         if self.dead.load(Ordering::Acquire) {
             return false;
         }
-        let alive = process.holds_slot(super::shared::owner(self.slot, self.generation))
+        let alive = process.holds_slot(crate::shared::owner(self.slot, self.generation))
             && match &self.pidfd {
                 Some(pidfd) => {
                     let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };

@@ -4,9 +4,9 @@ use super::device::Card;
 use super::peer::Peer;
 use super::region::Regions;
 use super::ring::{Packet, Ring};
-use super::shared::{self, CardFile, FileLock, LIVE, Mapped, ProcessSlot, Registry, SLOTS};
-use super::{engine, faults::Faults};
+use super::{engine, faults::Faults, trace::Trace};
 use crate::settings::Settings;
+use crate::shared::{self, CardFile, FileLock, LIVE, Mapped, ProcessSlot, Registry, SLOTS};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,7 @@ pub(crate) struct Process {
     pub(crate) pid: libc::pid_t,
     pub(crate) regions: Regions,
     pub(crate) faults: Faults,
+    pub(crate) trace: Trace,
     cards: Vec<OnceLock<Arc<Card>>>,
     peers: Mutex<HashMap<u64, Arc<Peer>>>,
     card_files: Mutex<HashMap<u64, Arc<Mapped<CardFile>>>>,
@@ -80,8 +81,10 @@ impl Process {
         let guard = FileLock::exclusive(&path)?;
         let registry = Mapped::<Registry>::of(guard.file(), 0, true)?;
         let (slot, generation) = claim_slot(&registry, &settings.dir, pid)?;
-        let regions =
-            Regions::create(&process_path(&settings.dir, slot, generation), settings.seed ^ pid as u64)?;
+        let regions = Regions::create(
+            &shared::process_path(&settings.dir, slot, generation),
+            settings.seed ^ pid as u64,
+        )?;
         let entry = &registry.slots[slot];
         let host = settings.host.unwrap_or_else(|| 0x1_0000 + registry.hosts.fetch_add(1, Ordering::Relaxed));
         entry.host.store(host, Ordering::Relaxed);
@@ -92,7 +95,8 @@ impl Process {
         drop(guard);
 
         let cards = (0..settings.nics).map(|_| OnceLock::new()).collect();
-        let faults = Faults::load(&settings);
+        let faults = Faults::load(&settings, &registry);
+        let trace = Trace::new(&settings, pid);
         Ok(Process {
             settings,
             registry,
@@ -102,6 +106,7 @@ impl Process {
             pid,
             regions,
             faults,
+            trace,
             cards,
             peers: Mutex::default(),
             card_files: Mutex::default(),
@@ -277,7 +282,7 @@ impl Process {
     pub(crate) fn rouse_thread(&self) {
         let me = self.me();
         if me.sleeping.swap(0, Ordering::SeqCst) != 0 {
-            ring(me);
+            shared::ring_bell(me);
         }
     }
 
@@ -315,23 +320,13 @@ impl Process {
 fn wake(entry: &ProcessSlot) {
     fence(Ordering::SeqCst);
     if entry.sleeping.load(Ordering::SeqCst) == 1 && entry.sleeping.swap(0, Ordering::SeqCst) == 1 {
-        ring(entry);
+        shared::ring_bell(entry);
     }
-}
-
-fn ring(entry: &ProcessSlot) {
-    entry.doorbell.fetch_add(1, Ordering::SeqCst);
-    // SAFETY: FUTEX_WAKE on a mapped word.
-    unsafe { libc::syscall(libc::SYS_futex, entry.doorbell.as_ptr(), libc::FUTEX_WAKE, 1, 0, 0, 0) };
-}
-
-fn process_path(dir: &Path, slot: usize, generation: u32) -> PathBuf {
-    dir.join(format!("proc-{slot}-{generation}"))
 }
 
 /// The file of a process's registrations.
 pub(crate) fn regions_path(process: &Process, slot: usize, generation: u32) -> PathBuf {
-    process_path(&process.settings.dir, slot, generation)
+    shared::process_path(&process.settings.dir, slot, generation)
 }
 
 fn ring_path(dir: &Path, from: (usize, u32), to: (usize, u32)) -> PathBuf {
@@ -359,7 +354,7 @@ fn claim_slot(registry: &Registry, dir: &Path, pid: libc::pid_t) -> io::Result<(
 
 /// Removes what a process of that slot and generation has left.
 fn remove_files(dir: &Path, slot: usize, generation: u32) {
-    let _ = std::fs::remove_file(process_path(dir, slot, generation));
+    let _ = std::fs::remove_file(shared::process_path(dir, slot, generation));
     let (source, target) = (format!("ring-{slot}.{generation}-"), format!("-{slot}.{generation}"));
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     for entry in entries.flatten() {

@@ -1,7 +1,7 @@
 //! Queue pairs: states, posted receives, depths.
 
-use super::device::Card;
 use super::completion::{Completion, CompletionQueue, Queue};
+use super::device::Card;
 use super::process::lock;
 use crate::abi::{self, ibv_sge};
 use crate::status::Status;

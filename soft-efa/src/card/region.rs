@@ -1,7 +1,8 @@
 //! Memory registrations: keys, rights, bounds, and the page table entries that they cost.
 
 use super::process::lock;
-use super::shared::{Mapped, ProcessFile, REGIONS, RegionEntry};
+use crate::counters::Counters;
+use crate::shared::{Mapped, ProcessFile, REGIONS, RegionEntry};
 use std::io;
 use std::path::Path;
 use std::sync::Mutex;
@@ -89,6 +90,11 @@ impl Regions {
     /// Revokes a key. Copies that have begun may still go on: see `Process::wait_for_copies`.
     pub(crate) fn revoke(&self, key: u32) {
         self.file.regions[key as usize & 0xffff].tag.store(0, Ordering::SeqCst);
+    }
+
+    /// The counts of a card.
+    pub(crate) fn counts(&self, card: usize) -> &Counters {
+        &self.file.counts[card]
     }
 
     /// Gives a revoked key's entry back for reuse.

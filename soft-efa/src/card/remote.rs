@@ -2,9 +2,9 @@
 
 use super::device::Card;
 use super::process::{Process, lock};
-use super::shared::CardFile;
-use super::shared::Mapped;
 use crate::abi::ibv_gid;
+use crate::shared::CardFile;
+use crate::shared::Mapped;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 

@@ -3,7 +3,7 @@
 //! The writer publishes a packet by moving the tail past it, so a writer that dies in the middle has written nothing. The
 //! reader trusts nothing that it reads: lengths are checked against what the ring can hold.
 
-use super::shared::Mapped;
+use crate::shared::Mapped;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -2,8 +2,8 @@
 
 use super::{errno_of, fail, set_errno};
 use crate::abi::*;
-use crate::card::device::Card;
 use crate::card::completion::Channel;
+use crate::card::device::Card;
 use crate::card::process::{Process, lock};
 use crate::settings::Settings;
 use std::collections::VecDeque;
@@ -202,7 +202,7 @@ fn device_attr(card: &Card) -> ibv_device_attr {
     attr.vendor_part_id = profile.part_id;
     attr.hw_ver = 0xefa0;
     // The provider keeps tables of max_qp rounded up to a power of two and wants numbers distinct modulo that.
-    attr.max_qp = crate::card::shared::QPS as c_int;
+    attr.max_qp = crate::shared::QPS as c_int;
     attr.max_qp_wr = profile.max_sq_wr.max(profile.max_rq_wr) as c_int;
     attr.max_sge = 1;
     attr.max_sge_rd = 1;

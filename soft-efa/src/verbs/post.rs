@@ -86,6 +86,7 @@ impl Qp {
             imm,
             length: 0,
             done: 0,
+            doomed: false,
             judged: false,
             remote_address,
             sges: [ibv_sge::default(); 2],

@@ -12,11 +12,13 @@
 //!
 //! A slot's generation grows each time it is taken, so whatever names (slot, generation) of a dead process is stale for good.
 
+use crate::counters::Counters;
+use crate::settings::MAX_CARDS;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Processes that a run can have at one time.
 pub(crate) const SLOTS: usize = 256;
@@ -61,7 +63,7 @@ pub(crate) struct ProcessSlot {
     pub(crate) inbound: [AtomicU64; SLOTS / 64],
     pub(crate) _pad2: [u64; 4],
     /// For each of our cards, and last for the receiving side: which process's memory it copies from or to now (see [`hazard`]).
-    pub(crate) hazards: [AtomicU64; crate::settings::MAX_CARDS + 1],
+    pub(crate) hazards: [AtomicU64; MAX_CARDS + 1],
 }
 
 /// A hazard word: a count, so that two copies in a row differ, and the slot whose memory is touched.
@@ -82,6 +84,18 @@ pub(crate) fn hazard_count(word: u64) -> u64 {
 /// The slot that a hazard word names.
 pub(crate) fn hazard_slot(word: u64) -> Option<usize> {
     ((word & 0xffff) as usize).checked_sub(1)
+}
+
+/// Wakes whoever sleeps on a slot's doorbell.
+pub(crate) fn ring_bell(slot: &ProcessSlot) {
+    slot.doorbell.fetch_add(1, Ordering::SeqCst);
+    // SAFETY: FUTEX_WAKE on a mapped word.
+    unsafe { libc::syscall(libc::SYS_futex, slot.doorbell.as_ptr(), libc::FUTEX_WAKE, 1, 0, 0, 0) };
+}
+
+/// Where the file of a process's registrations and counts lies.
+pub(crate) fn process_path(dir: &Path, slot: usize, generation: u32) -> PathBuf {
+    dir.join(format!("proc-{slot}-{generation}"))
 }
 
 /// The file `card-HOST-CARD`.
@@ -108,6 +122,11 @@ pub(crate) struct QpEntry {
     /// Whether it takes packets (state RTR or RTS).
     pub(crate) ready: AtomicU32,
     pub(crate) _pad: [u32; 3],
+    /// Requests posted, ended well, ended badly; messages taken in.
+    pub(crate) posted: AtomicU64,
+    pub(crate) completed: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) received: AtomicU64,
 }
 
 /// One peer that a card has an address handle for.
@@ -129,9 +148,11 @@ pub(crate) fn owner_parts(word: u64) -> Option<(usize, u32)> {
     (slot < SLOTS).then_some((slot, (word >> 32) as u32))
 }
 
-/// The file `proc-SLOT-GEN`.
+/// The file `proc-SLOT-GEN`: see [`process_path`].
 #[repr(C)]
 pub(crate) struct ProcessFile {
+    /// What each of its cards has done.
+    pub(crate) counts: [Counters; MAX_CARDS],
     pub(crate) regions: [RegionEntry; REGIONS],
 }
 

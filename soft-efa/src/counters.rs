@@ -1,9 +1,9 @@
-//! What a card has done: plain counts, for the control socket and for people.
+//! What a card has done: plain counts, kept where the control socket can read them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One count.
-#[derive(Default)]
+#[repr(transparent)]
 pub(crate) struct Count(AtomicU64);
 
 impl Count {
@@ -21,7 +21,7 @@ impl Count {
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// The counts of one card in one process.
-        #[derive(Default)]
+        #[repr(C)]
         pub(crate) struct Counters {
             $($(#[$doc])* pub(crate) $name: Count,)*
         }

@@ -1,0 +1,87 @@
+//! libfabric's own tools on software cards.
+
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+
+mod support;
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use support::{Library, Running, libraries, network, output, skip};
+
+fn tool_is_there(name: &str) -> bool {
+    Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+}
+
+/// Runs `body` on each libfabric, if the tools are there.
+fn on_each(test: &str, body: impl Fn(&Library)) {
+    if !tool_is_there("fi_info") {
+        return skip(test, "no fi_info here (Debian: libfabric-bin)");
+    }
+    let libraries = libraries();
+    if libraries.is_empty() {
+        return skip(test, "no libfabric here");
+    }
+    libraries.iter().for_each(body);
+}
+
+#[test]
+fn fi_info_lists_every_card() {
+    on_each("fi_info_lists_every_card", |library| {
+        for (nics, profile) in [(1, "p4d"), (4, "p5"), (16, "p5en"), (32, "p6")] {
+            let network = network(nics, profile);
+            let mut command = Command::new("fi_info");
+            library.choose(&mut command);
+            network.prepare(&mut command);
+            let said = output(command.args(["-p", "efa", "-v"]));
+            let text = String::from_utf8_lossy(&said.stdout);
+            assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+            let profile = soft_efa::Profile::named(profile).unwrap();
+            for card in 0..nics {
+                let name = format!("name: {}-rdm\n", profile.card_name(card));
+                assert!(
+                    text.contains(&name),
+                    "{} of {nics} cards, libfabric {}",
+                    profile.card_name(card),
+                    library.name
+                );
+                let place = profile.placement(card);
+                assert!(text.contains(&format!("bus_id: {}\n", place.bus)), "the bus of card {card}");
+            }
+            assert!(!text.contains(&profile.card_name(nics)), "no more cards than asked for");
+            assert!(text.contains(&format!("device_id: 0x{:x}", profile.part_id)));
+            assert!(text.contains("driver: efa"));
+        }
+    });
+}
+
+#[test]
+fn fi_pingpong_runs_between_two_processes() {
+    on_each("fi_pingpong_runs_between_two_processes", |library| {
+        let network = network(1, "p5");
+        let tool = |arguments: &[&str]| {
+            let mut command = Command::new("fi_pingpong");
+            library.choose(&mut command);
+            network.prepare(&mut command);
+            command.args(["-p", "efa", "-e", "rdm", "-I", "20", "-B", "47900", "-c"]).args(arguments);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
+            command
+        };
+        let mut server = Running(tool(&[]).spawn().unwrap());
+        // The client gives up at once when nobody listens yet: it is asked until somebody does.
+        let mut client = None;
+        for _ in 0..100 {
+            let said = output(tool(&["-P", "47900"]).arg("127.0.0.1"));
+            let refused = String::from_utf8_lossy(&said.stderr).contains("refused");
+            client = Some(said);
+            if !refused {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let client = client.unwrap();
+        let text = String::from_utf8_lossy(&client.stdout).into_owned();
+        assert!(client.status.success(), "{}: {}", library.name, String::from_utf8_lossy(&client.stderr));
+        assert!(server.wait().success());
+        assert!(text.contains("64 ") && text.contains("=20"), "{text}");
+    });
+}
