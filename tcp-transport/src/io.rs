@@ -60,6 +60,8 @@ pub(crate) enum Message {
     Dial(Arc<PeerInner>),
     /// Look at this peer's deadlines until it has none.
     Watch(Weak<PeerInner>),
+    /// Begin to look at deadlines.
+    Tick,
     /// Stop listening, and tell connected peers to send nothing new.
     Drain,
     /// Close everything and end.
@@ -341,6 +343,7 @@ impl IoThread {
                         self.watched.push(peer);
                     }
                 }
+                Message::Tick => {} // being awake is enough
                 Message::Drain => self.drain(),
                 Message::Stop => self.stop = true,
             }

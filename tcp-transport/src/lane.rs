@@ -12,7 +12,7 @@ use crate::batch::BatchState;
 use crate::cipher::{Cipher, MAX_PLAIN};
 use crate::clock::Coarse;
 use crate::initiator::{Initiator, Leavings};
-use crate::io::{Interest, IoShared};
+use crate::io::{Interest, IoShared, Message};
 use crate::memory::OwnedMemory;
 use crate::peer::PeerInner;
 use crate::seam::{Gather, Scatter};
@@ -227,9 +227,13 @@ impl Lane {
     /// Has the I/O thread look after the lane until nothing is in flight.
     pub(crate) fn leave_to_io(&self) {
         if self.in_flight() > 0 {
-            self.background.store(true, Ordering::Release);
+            let before = self.background.swap(true, Ordering::AcqRel);
             if !self.is_driven() {
                 self.arm_if_needed();
+            }
+            if !before {
+                // An I/O thread that sleeps without a timer would not see a deadline pass.
+                self.io.send(Message::Tick);
             }
         }
     }

@@ -181,8 +181,10 @@ fn contents(memory: &OwnedMemory) -> Vec<u8> {
 
 /// What was delivered: immediates and notifications, sorted.
 fn delivered(world: &World) -> (Vec<u64>, Vec<Vec<u8>>) {
-    let mut immediates: Vec<_> = std::iter::from_fn(|| world.service.arrivals.try_next()).map(|a| a.immediate).collect();
-    let mut notes: Vec<_> = std::iter::from_fn(|| world.service.notifications.try_next()).map(|n| n.bytes).collect();
+    let mut immediates: Vec<_> =
+        std::iter::from_fn(|| world.service.arrivals.try_next()).map(|a| a.immediate).collect();
+    let mut notes: Vec<_> =
+        std::iter::from_fn(|| world.service.notifications.try_next()).map(|n| n.bytes).collect();
     immediates.sort_unstable();
     notes.sort();
     (immediates, notes)
@@ -585,7 +587,10 @@ fn a_recorded_hello_opens_nothing() {
 
     let mut fresh = Handshake::accept(Introduction::default(), psk);
     assert!(fresh.feed(&first).unwrap().is_none(), "a replay looks like a first message");
-    assert!(matches!(fresh.feed(&second), Err(Failure::Authentication(_))), "but the recorded proof does not fit");
+    assert!(
+        matches!(fresh.feed(&second), Err(Failure::Authentication(_))),
+        "but the recorded proof does not fit"
+    );
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Reads and writes of every shape between two transports, over every path that one machine has.
+#![allow(clippy::unwrap_used)] // tests
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,0 +1,376 @@
+//! Clients that mean harm: each gets a clear refusal or a closed connection, memory stays bounded, and others are served as
+//! if nothing had happened.
+#![allow(clippy::unwrap_used)] // tests
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use common::{Asker, Target, builder, pattern, soon, until};
+use tcp_transport::{
+    Access, Batch, Deadlines, Encryption, Error, Limits, OwnedMemory, Refusal, RegionDescriptor, Request,
+    Transport,
+};
+
+const SECRET: &[u8] = b"a secret of some length";
+
+fn quick() -> Deadlines {
+    Deadlines { hello: Duration::from_millis(300), stall: Duration::from_millis(300), ..Deadlines::default() }
+}
+
+/// The honest client that must not notice anything.
+struct Honest {
+    asker: Asker,
+    addr: SocketAddr,
+    remote: RegionDescriptor,
+}
+
+impl Honest {
+    fn new(target: &Target) -> Self {
+        let asker = Asker::new(builder().secret(SECRET), 1 << 20);
+        Self { asker, addr: target.addr(), remote: target.region.descriptor() }
+    }
+
+    fn check(&self) {
+        let peer = self.asker.transport.peer(self.addr).unwrap();
+        let mut batch = Batch::new();
+        self.asker.write(&mut batch, &peer, self.remote, 0, 1 << 20);
+        self.asker.transport.submit(&mut batch).unwrap().wait().unwrap();
+        assert_eq!(self.asker.transport.statistics().lanes_lost, 0);
+    }
+}
+
+fn preface(mode: u8) -> Vec<u8> {
+    let mut bytes = b"\x89WEFT\r\n\x01".to_vec();
+    bytes.push(mode);
+    bytes.extend([0; 7]);
+    bytes
+}
+
+/// Reads until the other side closes; panics if it does not in time.
+fn is_closed(mut stream: TcpStream) -> Vec<u8> {
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut said = Vec::new();
+    match stream.read_to_end(&mut said) {
+        Ok(_) => {}
+        Err(e) => {
+            assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset, "the connection was left open: {e}")
+        }
+    }
+    said
+}
+
+#[test]
+fn strangers_are_turned_away_before_anything_is_served() {
+    let target = Target::new(builder().secret(SECRET).deadlines(quick()), 1 << 20);
+    let honest = Honest::new(&target);
+    honest.check();
+    let mut noise = preface(1);
+    noise.extend([48, 0]);
+    noise.extend(pattern(48, 9));
+    let mut long = preface(1);
+    long.extend([0xff, 0xff]);
+    let mut open = preface(0);
+    open.extend([104, 0]);
+    open.extend([0; 104]);
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("nothing", vec![]),
+        ("one byte", vec![0x89]),
+        ("garbage", pattern(4096, 1)),
+        ("an HTTP request", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        ("half a preface", preface(1)[..9].to_vec()),
+        ("the wrong version", {
+            let mut p = preface(1);
+            p[7] = 9;
+            p
+        }),
+        ("no secret", open),
+        ("a forged first message", noise),
+        ("a huge length", long),
+    ];
+    for (name, bytes) in cases {
+        let before = target.transport.statistics().turned_away;
+        let mut stream = TcpStream::connect(target.addr()).unwrap();
+        stream.write_all(&bytes).unwrap();
+        let said = is_closed(stream);
+        assert!(said.len() < 400, "{name}: a stranger was told {} bytes", said.len());
+        until(name, || target.transport.statistics().turned_away > before);
+        honest.check();
+    }
+}
+
+#[test]
+fn a_wrong_secret_and_a_wrong_encryption_setting_are_named() {
+    let target = Target::new(builder().secret(SECRET), 4096);
+    let refused = |builder: tcp_transport::Builder| {
+        let asker = Asker::new(builder, 4096);
+        let start = Instant::now();
+        let error = asker.transport.peer(target.addr()).unwrap().connect(soon()).unwrap_err();
+        assert!(start.elapsed() < Duration::from_secs(5), "an authentication failure is not retried");
+        assert!(matches!(error, Error::Authentication { .. }), "{error}");
+        error.to_string()
+    };
+    assert!(refused(builder().secret("another secret of some length")).contains("wrong secret"));
+    assert!(refused(builder()).contains("a secret is required"));
+    assert!(refused(builder().secret(SECRET).encryption(Encryption::Full)).contains("encryption"));
+    let open = Target::new(builder(), 4096);
+    let asker = Asker::new(builder().secret(SECRET), 4096);
+    let error = asker.transport.peer(open.addr()).unwrap().connect(soon()).unwrap_err().to_string();
+    assert!(error.contains("no secret is configured"), "{error}");
+}
+
+#[test]
+fn encrypted_lanes_carry_everything_and_nothing_in_the_clear() {
+    let builder = || builder().secret(SECRET).encryption(Encryption::Full);
+    let echo = |_: tcp_transport::Caller, request: &[u8]| Ok(request.to_vec());
+    let target = Target::new(builder().handler(echo), 4 << 20);
+    // A tap between the two.
+    let proxy = common::Proxy::new(target.addr());
+    let asker = Asker::new(builder(), 4 << 20);
+    let peer = asker.transport.peer(proxy.addr).unwrap();
+    let bytes = pattern(4 << 20, 77);
+    asker.memory.write(0, &bytes).unwrap();
+    let mut batch = Batch::new();
+    asker.write(&mut batch, &peer, target.region.descriptor(), 0, 4 << 20);
+    asker.transport.submit(&mut batch).unwrap().wait().unwrap();
+    assert_eq!(target.bytes(0, 4 << 20), bytes);
+    asker.memory.write(0, &vec![0; 4 << 20]).unwrap();
+    asker.read(&mut batch, &peer, target.region.descriptor(), 0, 4 << 20);
+    asker.transport.submit(&mut batch).unwrap().wait().unwrap();
+    let mut back = vec![0; 4 << 20];
+    asker.memory.read(0, &mut back).unwrap();
+    assert_eq!(back, bytes);
+    assert_eq!(peer.call(b"hello", soon()).unwrap(), b"hello");
+    peer.notify(b"note", soon()).unwrap();
+    assert_eq!(target.transport.notifications().next(soon()).unwrap().bytes, b"note");
+    // A flipped bit on the way ends the lane; the request is retried and arrives.
+    proxy.cut();
+    asker.write(&mut batch, &peer, target.region.descriptor(), 0, 4096);
+    asker.transport.submit(&mut batch).unwrap().wait().unwrap();
+}
+
+/// Speaks the native protocol just far enough to lie in it.
+struct Liar(TcpStream);
+
+impl Liar {
+    fn new(addr: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(addr).unwrap();
+        let mut hello = preface(0);
+        hello.extend([104, 0]);
+        hello.extend([7; 8]); // a session
+        hello.extend([0; 8]);
+        hello.extend(std::process::id().to_le_bytes());
+        hello.extend(stream.local_addr().unwrap().port().to_le_bytes());
+        hello.extend([0; 2]); // a lane
+        hello.extend([0; 80]);
+        stream.write_all(&hello).unwrap();
+        let mut welcome = [0; 107];
+        stream.read_exact(&mut welcome).unwrap();
+        assert_eq!(welcome[2], 0, "the handshake was refused");
+        Self(stream)
+    }
+
+    fn frame(kind: u8, flags: u8, id: u64, meta: &[u8], payload_len: u64) -> Vec<u8> {
+        let mut out = vec![kind, flags, 0, 0];
+        out.extend((meta.len() as u32).to_le_bytes());
+        out.extend(id.to_le_bytes());
+        out.extend(payload_len.to_le_bytes());
+        out.extend(meta);
+        out
+    }
+
+    fn range(key: &[u8], addr: u64, len: u64) -> Vec<u8> {
+        let mut meta = key.to_vec();
+        meta.push(0);
+        meta.extend(addr.to_le_bytes());
+        meta.extend(len.to_le_bytes());
+        meta
+    }
+
+    /// The code of the next answer, which must have no payload.
+    fn code(&mut self) -> u16 {
+        let mut answer = [0; 24];
+        self.0.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        self.0.read_exact(&mut answer).unwrap();
+        assert_eq!((answer[0], &answer[16..]), (0x80, &[0; 8][..]));
+        u16::from_le_bytes([answer[2], answer[3]])
+    }
+}
+
+#[test]
+fn liars_inside_are_refused_or_closed_and_the_others_are_unharmed() {
+    let target = Target::new(builder().deadlines(quick()), 1 << 20);
+    let asker = Asker::new(builder(), 1 << 20);
+    let peer = asker.transport.peer(target.addr()).unwrap();
+    peer.connect(soon()).unwrap();
+    let good = target.region.descriptor();
+    let key = &good.to_bytes()[..16];
+
+    // Refusals, after which the same connection still works.
+    let mut liar = Liar::new(target.addr());
+    let mut ask = |frame: Vec<u8>, payload: &[u8]| {
+        liar.0.write_all(&frame).unwrap();
+        liar.0.write_all(payload).unwrap();
+        liar.code()
+    };
+    let read = |key: &[u8], addr, len| Liar::frame(1, 0, 1, &Liar::range(key, addr, len), 0);
+    let write = |key: &[u8], addr, len| Liar::frame(2, 0, 1, &Liar::range(key, addr, len), len);
+    assert_eq!(ask(read(&[9; 16], good.addr, 8), &[]), Refusal::UnknownKey as u16);
+    assert_eq!(ask(write(&[9; 16], good.addr, 8), &[1; 8]), Refusal::UnknownKey as u16);
+    assert_eq!(ask(read(key, good.addr + good.len - 4, 8), &[]), Refusal::OutOfBounds as u16);
+    assert_eq!(ask(write(key, good.addr - 1, 8), &[1; 8]), Refusal::OutOfBounds as u16);
+    assert_eq!(ask(read(key, good.addr, 1 << 46), &[]), Refusal::OutOfBounds as u16);
+    assert_eq!(ask(Liar::frame(0x60, 0, 1, b"later version", 5), b"12345"), Refusal::Unsupported as u16);
+    let event = [0; 16];
+    assert_eq!(ask(Liar::frame(5, 0, 1, &event, 2), b"hi"), 0, "an honest notification is accepted");
+    assert_eq!(target.transport.notifications().next(soon()).unwrap().bytes, b"hi");
+    peer.ping(soon()).unwrap();
+    assert_eq!(asker.transport.statistics().lanes_lost, 0);
+}
+
+#[test]
+fn broken_frames_close_the_connection() {
+    let target = Target::new(builder().deadlines(quick()), 1 << 20);
+    let good = target.region.descriptor();
+    let key = &good.to_bytes()[..16];
+    let mut count = Liar::range(key, 0, 0);
+    count.truncate(16);
+    count.push(3);
+    count.extend(u32::MAX.to_le_bytes());
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("an answer from the asking side", Liar::frame(0x80, 0, 1, &[], 0)),
+        ("unknown flags", Liar::frame(1, 0x80, 1, &Liar::range(key, good.addr, 8), 0)),
+        ("payload of another length", Liar::frame(2, 0, 1, &Liar::range(key, good.addr, 8), 9)),
+        ("payload of a read", Liar::frame(1, 0, 1, &Liar::range(key, good.addr, 8), 8)),
+        ("a range that wraps around", Liar::frame(1, 0, 1, &Liar::range(key, u64::MAX - 2, 8), 0)),
+        ("an empty range", Liar::frame(1, 0, 1, &Liar::range(key, good.addr, 0), 0)),
+        ("four thousand million ranges", Liar::frame(1, 0, 1, &count, 0)),
+        ("short metadata", Liar::frame(1, 0, 1, key, 0)),
+        ("long metadata", {
+            let mut meta = Liar::range(key, good.addr, 8);
+            meta.push(0);
+            Liar::frame(1, 0, 1, &meta, 0)
+        }),
+        ("huge metadata", {
+            let mut frame = Liar::frame(1, 0, 1, &[], 0);
+            frame[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+            frame
+        }),
+    ];
+    for (name, bytes) in cases {
+        let mut liar = Liar::new(target.addr());
+        liar.0.write_all(&bytes).unwrap();
+        assert!(is_closed(liar.0).is_empty(), "{name}: was answered");
+    }
+    assert_eq!(target.bytes(0, 4096), [0; 4096]);
+    // Slow loris: a header, half a header, half a payload, and then silence.
+    for cut in [1, 12, 24, 40, 60] {
+        let mut bytes = Liar::frame(2, 0, 1, &Liar::range(key, good.addr, 100), 100);
+        bytes.extend([1; 100]);
+        let mut liar = Liar::new(target.addr());
+        liar.0.write_all(&bytes[..cut]).unwrap();
+        is_closed(liar.0);
+    }
+    // A message that is announced as larger than the limit is never stored.
+    let small = Target::new(builder().limits(Limits { message: 1000, ..Limits::default() }), 4096);
+    let mut liar = Liar::new(small.addr());
+    liar.0.write_all(&Liar::frame(5, 0, 1, &[0; 16], 1001)).unwrap();
+    liar.0.write_all(&[0; 1001]).unwrap();
+    assert_eq!(liar.code(), Refusal::TooLarge as u16);
+    assert_eq!(small.transport.notifications().try_next(), None);
+}
+
+#[test]
+fn revoking_is_a_barrier_while_peers_write() {
+    for host in [false, true] {
+        let builder = || Transport::builder().same_process(false).same_host(host);
+        let target = Target::new(builder(), 4096);
+        let memory = OwnedMemory::new(8 << 20).unwrap();
+        let region = target.transport.register(memory.clone(), Access::READ_WRITE).unwrap();
+        let remote = region.descriptor();
+        let asker = Asker::new(builder(), 8 << 20);
+        asker.memory.write(0, &vec![0x77; 8 << 20]).unwrap();
+        let peer = asker.transport.peer(target.addr()).unwrap();
+        peer.connect(soon()).unwrap();
+        let writer = std::thread::spawn(move || {
+            let mut batch = Batch::new();
+            loop {
+                for i in 0..8 {
+                    let (l, r) = (asker.region.addr() + (i << 20), remote.addr + (i << 20));
+                    batch.push(Request::write(&peer, &asker.region, l, remote, r, 1 << 20)).unwrap();
+                }
+                if let Err(e) = asker.transport.submit(&mut batch).unwrap().wait() {
+                    return e;
+                }
+            }
+        });
+        until("the first bytes are there", || {
+            let mut byte = [0];
+            memory.read(0, &mut byte).unwrap();
+            byte == [0x77]
+        });
+        region.revoke();
+        memory.write(0, &vec![0; 8 << 20]).unwrap();
+        let error = writer.join().unwrap();
+        let Error::Batch { source, .. } = &error else { panic!("{error}") };
+        assert!(
+            matches!(**source, Error::Refused { reason: Refusal::Revoked | Refusal::UnknownKey, .. }),
+            "host={host}: {error}"
+        );
+        let mut bytes = vec![1; 8 << 20];
+        memory.read(0, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|&b| b == 0), "host={host}: written after revocation");
+    }
+}
+
+#[test]
+fn ten_thousand_connections_leave_others_unharmed() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let count = 10_000;
+    if limit.current.is_some_and(|n| n < 2 * count + 1000) {
+        let most = limit.maximum;
+        let raised = rustix::process::setrlimit(
+            rustix::process::Resource::Nofile,
+            rustix::process::Rlimit { current: most, maximum: most },
+        );
+        if raised.is_err() || most.is_some_and(|n| n < 2 * count + 1000) {
+            eprintln!(
+                "SKIP: ten_thousand_connections_leave_others_unharmed: needs {} open files, may open {most:?}",
+                2 * count + 1000
+            );
+            return;
+        }
+    }
+    let deadlines = Deadlines { hello: Duration::from_secs(2), ..Deadlines::default() };
+    let limits = Limits { handshakes: 500, ..Limits::default() };
+    let target = Target::new(builder().secret(SECRET).deadlines(deadlines).limits(limits), 1 << 20);
+    let honest = Honest::new(&target);
+    honest.check();
+    let before = resident();
+    let mut open = Vec::new();
+    for i in 0..count {
+        let mut stream = TcpStream::connect(target.addr()).unwrap();
+        if i % 2 == 0 {
+            // May have been closed already to make room.
+            let _ = stream.write_all(&preface(1));
+        }
+        open.push(stream);
+        if i % 1000 == 999 {
+            honest.check();
+        }
+    }
+    until("most have been turned away", || target.transport.statistics().turned_away >= count - 500);
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 64 << 20, "{count} connections took {grown} bytes");
+    honest.check();
+    drop(open);
+    until("all are gone", || target.transport.statistics().connections <= 4);
+    honest.check();
+}
+
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    text.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
