@@ -369,6 +369,7 @@ fn counters_and_event_queues_open_and_wait() {
             let mut attr = fi_cntr_attr::default();
             let mut cntr = null_mut();
             ok("fi_cntr_open", fi_cntr_open(pair.domain, &raw mut attr, &raw mut cntr, null_mut()));
+            ok("fi_cntr_set", fi_cntr_set(cntr, 99));
             ok("fi_cntr_set", fi_cntr_set(cntr, 5));
             ok("fi_cntr_add", fi_cntr_add(cntr, 2));
             assert_eq!((fi_cntr_read(cntr), fi_cntr_readerr(cntr)), (7, 0));
