@@ -130,7 +130,9 @@ impl Counter {
             // In slices, because a provider that progresses by being called may sleep through the end of an operation.
             let slice = left.min(Duration::from_millis(10)).as_millis().max(1) as core::ffi::c_int;
             // SAFETY: open as long as self.
-            match -unsafe { sys::fi_cntr_wait(self.raw(), threshold, slice) } {
+            let status = unsafe { sys::fi_cntr_wait(self.raw(), threshold, slice) };
+            // `sockets` returns some of them with the wrong sign.
+            match status.wrapping_abs() {
                 0 | sys::FI_ETIMEDOUT | sys::FI_EAGAIN | sys::FI_EAVAIL | sys::FI_EINTR => {}
                 sys::FI_ENOSYS => std::thread::yield_now(),
                 errno => return Err(Error::call("fi_cntr_wait", self.0.domain.info().place(), errno)),

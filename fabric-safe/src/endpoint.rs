@@ -56,7 +56,6 @@ pub struct Endpoint<State = Enabled> {
 pub struct Opened {
     raw: RawEndpoint,
     info: Info,
-    vector: Option<AddressVector>,
     transmit: Option<CompletionQueue>,
     receive: Option<CompletionQueue>,
     counters: Vec<Counter>,
@@ -115,12 +114,37 @@ unsafe impl Send for Opened {}
 unsafe impl Sync for Opened {}
 
 /// Closes an endpoint that was never enabled.
-struct RawEndpoint(NonNull<sys::fid_ep>);
+struct RawEndpoint {
+    raw: NonNull<sys::fid_ep>,
+    /// Somebody else closes it now.
+    given_away: bool,
+    vector: Option<AddressVector>,
+    // Last: outlives the endpoint.
+    domain: Domain,
+}
+
+impl RawEndpoint {
+    fn as_ptr(&self) -> *mut sys::fid_ep {
+        self.raw.as_ptr()
+    }
+}
 
 impl Drop for RawEndpoint {
     fn drop(&mut self) {
-        // SAFETY: open, not enabled, and nobody else has it.
-        let _ = unsafe { close(self.0.as_ptr().cast()) };
+        if self.given_away {
+            return;
+        }
+        // `tcp;ofi_rxm` of 1.17 looks into the address vector of an endpoint that it closes, whether there is one or not.
+        let spare = match &self.vector {
+            Some(_) => None,
+            None => AddressVector::open(&self.domain, Default::default()).ok(),
+        };
+        if let Some(spare) = &spare {
+            // SAFETY: both are open. If it fails, the endpoint is as it was.
+            unsafe { sys::fi_ep_bind(self.as_ptr(), spare.raw().cast(), 0) };
+        }
+        // SAFETY: open, not enabled, and nobody else has it. What is bound to it is still open.
+        let _ = unsafe { close(self.as_ptr().cast()) };
     }
 }
 
@@ -149,9 +173,8 @@ impl Endpoint<Opened> {
         match NonNull::new(raw) {
             Some(raw) if status == 0 => Ok(Endpoint {
                 state: Opened {
-                    raw: RawEndpoint(raw),
+                    raw: RawEndpoint { raw, given_away: false, vector: None, domain: domain.clone() },
                     info: info.clone(),
-                    vector: None,
                     transmit: None,
                     receive: None,
                     counters: Vec::new(),
@@ -174,11 +197,11 @@ impl Endpoint<Opened> {
     /// endpoint is closed then, as with all errors of this kind.
     pub fn bind_address_vector(mut self, vector: &AddressVector) -> Result<Self, Error> {
         self.same_domain("address vector", vector.domain())?;
-        if self.state.vector.is_some() {
+        if self.state.raw.vector.is_some() {
             return Err(Usage::Binding("the endpoint has an address vector already").into());
         }
         self.bind("fi_ep_bind(av)", vector.raw().cast(), 0)?;
-        self.state.vector = Some(vector.clone());
+        self.state.raw.vector = Some(vector.clone());
         Ok(self)
     }
 
@@ -249,14 +272,14 @@ impl Endpoint<Opened> {
     /// it; [`Error::Call`] with what the provider said.
     pub fn enable(self) -> Result<Endpoint<Enabled>, Error> {
         let (Some(vector), Some(transmit), Some(receive)) =
-            (&self.state.vector, &self.state.transmit, &self.state.receive)
+            (&self.state.raw.vector, &self.state.transmit, &self.state.receive)
         else {
             let what = "bind an address vector, and completion queues for both directions, before enabling";
             return Err(Usage::Binding(what).into());
         };
         let (info, domain) = (self.state.info.clone(), self.state.domain.clone());
         // SAFETY: the endpoint is open.
-        let status = unsafe { sys::fi_enable(self.state.raw.0.as_ptr()) };
+        let status = unsafe { sys::fi_enable(self.state.raw.as_ptr()) };
         if status != 0 {
             return Err(Error::call("fi_enable", info.place(), status));
         }
@@ -280,8 +303,9 @@ impl Endpoint<Opened> {
             directed_receive: info.capabilities().contains(Capabilities::DIRECTED_RECV),
         };
         // Nothing fails from here on. `Enabled` closes the endpoint instead of `RawEndpoint`.
-        let Opened { raw, counters, events, .. } = self.state;
-        let raw = core::mem::ManuallyDrop::new(raw).0;
+        let Opened { raw: mut opened, counters, events, .. } = self.state;
+        opened.given_away = true;
+        let raw = opened.raw;
         let state = Enabled { raw, limits, transmit, receive, vector, counters, events, info, domain };
         Ok(Endpoint { state })
     }
@@ -296,7 +320,7 @@ impl Endpoint<Opened> {
 
     fn bind(&self, call: &'static str, object: *mut sys::fid, flags: u64) -> Result<(), Error> {
         // SAFETY: both are open, and the endpoint will hold a handle of the object.
-        let status = unsafe { sys::fi_ep_bind(self.state.raw.0.as_ptr(), object, flags) };
+        let status = unsafe { sys::fi_ep_bind(self.state.raw.as_ptr(), object, flags) };
         if status == 0 { Ok(()) } else { Err(Error::call(call, self.state.info.place(), status)) }
     }
 }
@@ -318,7 +342,7 @@ mod sealed {
 
 impl sealed::State for Opened {
     fn call<R>(&self, call: impl FnOnce(*mut sys::fid) -> R) -> Option<R> {
-        Some(call(self.raw.0.as_ptr().cast()))
+        Some(call(self.raw.as_ptr().cast()))
     }
     fn info(&self) -> &Info {
         &self.info

@@ -40,6 +40,13 @@ pub struct Event {
     pub data: u64,
 }
 
+impl Event {
+    /// An event to be [written](EventQueue::write).
+    pub fn new(number: u32, data: u64) -> Event {
+        Event { number, data }
+    }
+}
+
 /// An error that concerns an object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
