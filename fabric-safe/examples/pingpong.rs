@@ -1,7 +1,6 @@
 //! Messages to and fro between two processes, and how long one takes.
 //!
 //!     cargo run --release -p fabric-safe --example pingpong -- PROVIDER [MESSAGES] [BYTES]
-//!
 //! Starts itself a second time; the two tell each other their addresses through pipes.
 
 use std::error::Error;
@@ -26,9 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
-    let (Some(mut to), Some(mut from)) = (pong.stdin.take(), pong.stdout.take()) else {
-        return Err("no pipes".into());
-    };
+    let mut to = pong.stdin.take().ok_or("no pipe")?;
+    let mut from = pong.stdout.take().ok_or("no pipe")?;
     let played = play(&words, true, &mut from, &mut to);
     drop(to); // the other side may end
     let status = pong.wait()?;
@@ -62,8 +60,9 @@ fn play(
     let mut theirs = [0; 256];
     from.read_exact(&mut theirs[..1])?;
     let len = usize::from(theirs[0]);
-    from.read_exact(&mut theirs[..len])?;
-    let peer = vector.insert(&theirs[..len])?;
+    let theirs = &mut theirs[..len];
+    from.read_exact(theirs)?;
+    let peer = vector.insert(theirs)?;
 
     let memory = domain.register(vec![0; 2 * size], Access::SEND | Access::RECV)?;
     let (ball, glove) = (memory.slice(0..size)?, memory.slice(size..2 * size)?);
@@ -93,7 +92,7 @@ fn play(
     }
     if first {
         let one_way = start.elapsed().as_secs_f64() * 1e6 / (2 * count) as f64;
-        println!("{provider}: {count} messages of {size} bytes to and fro, {one_way:.2} µs each way");
+        println!("{provider}: {count} times {size} bytes to and fro, {one_way:.2} µs each way");
     } else {
         from.read_to_end(&mut Vec::new())?; // until the other side has caught the last one
     }

@@ -71,7 +71,7 @@ fn run<T>(
             }
         }
         far.queue.poll(&mut CompletionBatch::new(1))?;
-        if let Some(completion) = near.queue.poll(&mut batch)?.next() {
+        if let Some(completion) = near.queue.poll(&mut batch)?.first() {
             println!("{completion:?}");
             return completion.result().map_err(|error| error.clone().into());
         }

@@ -188,12 +188,9 @@ impl CompletionQueue {
     /// [`Error::Call`] if the queue itself has failed (`FI_EOVERRUN`: more completions than it has room for). Close its
     /// endpoints then: their operations still end.
     #[inline]
-    pub fn poll<'b>(
-        &self,
-        batch: &'b mut CompletionBatch,
-    ) -> Result<core::slice::Iter<'b, Completion>, Error> {
+    pub fn poll<'b>(&self, batch: &'b mut CompletionBatch) -> Result<&'b [Completion], Error> {
         self.refill(batch)?;
-        Ok(batch.items.iter())
+        Ok(&batch.items)
     }
 
     #[inline]
@@ -216,7 +213,7 @@ impl CompletionQueue {
         &self,
         batch: &'b mut CompletionBatch,
         timeout: Duration,
-    ) -> Result<core::slice::Iter<'b, Completion>, Error> {
+    ) -> Result<&'b [Completion], Error> {
         let wait = self.wait_object()?;
         let deadline = Instant::now().checked_add(timeout);
         loop {
@@ -235,7 +232,7 @@ impl CompletionQueue {
                 break;
             }
         }
-        Ok(batch.items.iter())
+        Ok(&batch.items)
     }
 
     /// Makes one [`wait`](CompletionQueue::wait) return: one that blocks now, or else the next one.

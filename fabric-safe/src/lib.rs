@@ -1,4 +1,123 @@
-//! Safe libfabric objects: no unsafe needed by their users
+//! Safe libfabric objects: no unsafe needed by their users.
+//!
+//! [libfabric] is the interface to networks that move memory by themselves: AWS EFA, InfiniBand, shared memory, and TCP
+//! where there is nothing better. Its objects refer to each other by raw pointers, its operations use memory long after the
+//! call that started them, and its providers differ in what they promise. This crate makes Rust objects of it that can be
+//! dropped in any order, operations that hold what they use and end exactly once, and differences that can be asked for.
+//!
+//! It is not a transport: it does not connect, retry, stripe, or hide that an operation can be refused because a queue is
+//! full. It starts no thread and keeps no global state but the library itself, which is found at run time ([`fabric_sys`]): a
+//! program that uses this crate starts on machines without libfabric, and [`Hints::discover`] says so.
+//!
+//! [libfabric]: https://ofiwg.github.io/libfabric/
+//!
+//! # A write and its end
+//!
+//! ```no_run
+//! use fabric_safe::*;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (their_name, their_region) = (vec![0], RemoteRegion::from_bytes([0; 24]));
+//! // Discovery: what can do messages and remote memory access? The first entry is the best one.
+//! let infos = Hints::new().provider("tcp;ofi_rxm").discover()?;
+//! let info = infos.first().ok_or("no such provider here")?;
+//!
+//! // Objects. Each holds its parents, so nothing has to be kept that is not used.
+//! let fabric = Fabric::open(info)?;
+//! let domain = Domain::open(&fabric, info)?;
+//! let vector = AddressVector::open(&domain, AddressVectorOptions::default())?;
+//! let queue = CompletionQueue::open(&domain, CompletionQueueOptions::new(info))?;
+//! let endpoint = Endpoint::open(&domain, info)?
+//!     .bind_address_vector(&vector)?
+//!     .bind_completion_queue(&queue, Direction::Both)?
+//!     .enable()?;
+//!
+//! // What the peer has to know, and we of it, travels by other means: a socket, a file, a database.
+//! let our_name = endpoint.name()?;
+//! let peer = vector.insert(&their_name)?;
+//!
+//! // Memory goes into a region and comes back out of it.
+//! let region = domain.register(vec![7; 1 << 20], Access::ALL)?;
+//! let token = 42; // ours; comes back with the completion
+//! while let Err(refused) = endpoint.write(&peer, region.slice(0..4096)?, their_region.at(0), token) {
+//!     if !refused.is_again() {
+//!         return Err(refused.into());
+//!     }
+//!     queue.poll(&mut CompletionBatch::new(16))?; // full, or not connected yet
+//! }
+//! let mut batch = CompletionBatch::new(64); // allocated once
+//! while endpoint.transmit_in_flight() > 0 {
+//!     for completion in queue.poll(&mut batch)? {
+//!         assert_eq!(completion.token(), Some(token));
+//!         completion.result().map_err(Clone::clone)?;
+//!     }
+//! }
+//! let bytes: Vec<u8> = region.into_memory()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/` has this as programs: `info` (what is there), `rma` (one process), `pingpong` (two).
+//!
+//! # The chapters
+//!
+//! | | |
+//! |---|---|
+//! | discovery | [`Hints`], [`Info`], [`Nic`] |
+//! | objects | [`Fabric`] ← [`Domain`] ← [`AddressVector`], [`CompletionQueue`], [`Counter`], [`Endpoint`]; [`EventQueue`] |
+//! | memory | [`Memory`] (what can be registered), [`MemoryRegion`], [`Region`], [`Slice`], [`RemoteRegion`] |
+//! | operations | [`Endpoint`]`<`[`Enabled`]`>` and, for many at a time, [`Transmit`]; [`WriteOptions`], [`SendOptions`], [`ReceiveOptions`] |
+//! | ends | [`CompletionBatch`], [`Completion`], [`OperationError`] |
+//! | settings | [`option`], with a type each |
+//! | errors | [`Error`] (a call), [`PostError`] (an operation refused), [`OperationError`] (an operation failed), [`Usage`] (a mistake) |
+//!
+//! # What holds, whatever the program does
+//!
+//! **Objects.** Children hold their parents; things are closed when the last handle and the last use are gone, in the order
+//! that libfabric wants. What a provider refuses to close is leaked with all that it refers to, and counted
+//! ([`leaked_objects`]).
+//!
+//! **Memory.** A region owns its memory. Nobody can make a Rust reference to registered bytes; they are copied in and out.
+//! Memory is deregistered, and given back or freed, after the last operation on it has ended. Dropping a region with operations
+//! in flight is fine: the poll that ends the last of them closes it.
+//!
+//! **Operations.** A post is accepted or refused. Refused ([`PostError`]) means that nothing was consumed:
+//! [`PostError::Again`] is worth repeating after polling. Accepted means that exactly one completion with its token comes out
+//! of the queue: well, failed, or at the latest [`ErrorKind::Aborted`] after [`Endpoint::close`]. Some operations never
+//! complete by themselves (see below), so who waits needs a deadline, and closes the endpoint when it is over. (The *inject*
+//! operations have ended when the call returns, and have no completion.)
+//!
+//! **Addresses.** An entry of the address vector is removed when the last [`Address`] is gone and the last operation to it has
+//! ended.
+//!
+//! **Threads.** Everything can be used from several threads. Threads take turns posting on one endpoint, and polling one queue.
+//! Registration holds up nothing else. Nothing blocks but what says so.
+//!
+//! **Costs.** After set-up nothing is allocated per operation (errors excepted): an operation takes a slot of a table that is
+//! as long as the queue is deep. There is no reference count to touch: what operations hold is written into their slot, and
+//! whoever wants to close something looks there. One lock per post, or per batch with [`Endpoint::transmit`].
+//!
+//! # What differs between providers
+//!
+//! Ask [`Info`]; the crate evens out what it can. Seen with libfabric 1.17 and 2.5:
+//!
+//! | | |
+//! |---|---|
+//! | when a write is complete | Visible at the target if [`Info::delivery_complete`]: asked for by default, offered by `tcp;ofi_rxm`, `net`/`tcp`, `shm`, `sockets`, `udp;ofi_rxd`. Otherwise it may be anything from "copied" to "acknowledged". |
+//! | keys, addresses | [`Region::remote`] has the right ones for virtual and for offset addressing, our keys and the provider's. |
+//! | depth | Reported by the provider, kept by us: [`PostError::Again`] comes at the latest when all slots are taken. |
+//! | progress | With [`Info::manual_progress`], *both* sides have to poll, the target of a write too. |
+//! | waiting | [`CompletionQueue::wait`] where the provider has a descriptor to wait on; `shm` has none. |
+//! | a bad key | `shm` 1.17 never completes it. `tcp;ofi_rxm` cancels, and answers [`PostError::Again`] for ever after: set a deadline, close the endpoint. |
+//! | immediates | 8 bytes, 4 on EFA ([`Info::immediate_bytes`]). May use up a receive: [`Completion::kind`]. |
+//! | a message without a receive | With `net`/`tcp` it holds up everything behind it on the same connection. |
+//! | cancelling | Receives only, and not everywhere. |
+//! | atomics | [`Endpoint::has_atomics`]: the capability bit alone is not enough. |
+//!
+//! Limits that cannot be evened out from outside: with `shm`, two endpoints *of one process* use each other's memory
+//! directly, and the provider crashes if one of them is closed while there is business between them (libfabric 2.5 also
+//! with traffic in both directions). Between processes it is sound. Connected endpoints and multi-receive buffers are not
+//! offered.
 
 mod address;
 mod completion;

@@ -160,7 +160,7 @@ fn many_threads_at_once() {
                                 assert_eq!(completion.token(), Some(1));
                                 ended.fetch_add(1, Ordering::Relaxed);
                             }
-                            let _ = far.queue.poll(&mut CompletionBatch::new(1)).unwrap();
+                            far.queue.poll(&mut CompletionBatch::new(1)).unwrap();
                             std::thread::yield_now();
                         }
                     });
@@ -219,7 +219,7 @@ fn waiting() {
             assert!(start.elapsed() >= Duration::from_millis(20), "{name}");
             // A signal before is not lost.
             near.queue.signal();
-            let _ = near.queue.wait(&mut near.batch, PATIENCE).unwrap();
+            near.queue.wait(&mut near.batch, PATIENCE).unwrap();
             std::thread::scope(|scope| {
                 let queue = &near.queue;
                 let sleeper = scope.spawn(move || {
@@ -239,13 +239,13 @@ fn waiting() {
                 let (far, received) = (&far, &received);
                 scope.spawn(move || {
                     let mut batch = CompletionBatch::new(4);
-                    while far.queue.wait(&mut batch, PATIENCE).unwrap().len() == 0 {}
+                    while far.queue.wait(&mut batch, PATIENCE).unwrap().is_empty() {}
                     received.store(true, Ordering::Release);
                 });
                 near.post(|endpoint| endpoint.send(&peer, source.as_slice(), 2));
                 let start = Instant::now();
                 while !(received.load(Ordering::Acquire) && near.ended.contains_key(&2)) {
-                    let _ = near.queue.wait(&mut near.batch, Duration::from_millis(10)).unwrap();
+                    near.queue.wait(&mut near.batch, Duration::from_millis(10)).unwrap();
                     let ends: Vec<_> =
                         near.batch.completions().iter().map(|c| (c.token(), c.into())).collect();
                     near.ended.extend(ends.into_iter().filter_map(|(token, end)| Some((token?, end))));
@@ -260,7 +260,7 @@ fn waiting() {
                 let queue = &far.queue;
                 let sleeper = scope.spawn(move || {
                     let mut batch = CompletionBatch::new(4);
-                    while queue.wait(&mut batch, PATIENCE).unwrap().len() == 0 {}
+                    while queue.wait(&mut batch, PATIENCE).unwrap().is_empty() {}
                     batch.completions()[0].result().map_err(|error| error.kind())
                 });
                 far.endpoint.close().unwrap();
@@ -381,12 +381,12 @@ fn counters_and_events() {
             let start = Instant::now();
             while let Err(error) = endpoint.write(&peer, source.as_slice(), target.remote().at(0), 1) {
                 assert!(error.is_again(), "{error}");
-                let _ = queue.poll(&mut batch).unwrap();
+                queue.poll(&mut batch).unwrap();
                 far.poll();
                 assert!(start.elapsed() < PATIENCE);
             }
             while counter.value() < 1 {
-                let _ = queue.poll(&mut batch).unwrap();
+                queue.poll(&mut batch).unwrap();
                 far.poll();
                 assert!(start.elapsed() < PATIENCE, "{name}: the counter does not count");
             }

@@ -296,7 +296,7 @@ fn memory_comes_back_only_when_nothing_uses_it() {
             panic!("given back in flight")
         };
         let mut batch = CompletionBatch::new(4);
-        while queue.poll(&mut batch).unwrap().next().is_none() {}
+        while queue.poll(&mut batch).unwrap().is_empty() {}
         assert_eq!(region.into_memory().unwrap(), vec![7; REGION_BYTES]);
         drop((endpoint, queue, peer, _vector, domain));
         assert_clean(control);

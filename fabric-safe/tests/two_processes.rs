@@ -112,7 +112,7 @@ fn child() {
     let line = if target { Line::listen(&path) } else { Line::call(&path) };
     let node = Node::open(&info);
     let mut side = Side::meet(node, line, info.capabilities(), target, &provider);
-    let steps: [(&str, fn(&mut Side)); 10] = [
+    let steps: [(&str, Step); 10] = [
         ("messages", Side::messages),
         ("tagged messages", Side::tagged_messages),
         ("injected messages", Side::injected_messages),
@@ -146,6 +146,9 @@ struct Side {
     longest: usize,
     token: u64,
 }
+
+/// One of the things to do together.
+type Step = fn(&mut Side);
 
 /// Bytes around every range that a test writes, which must not change.
 const MARGIN: usize = 64;
