@@ -59,13 +59,6 @@ pub(crate) const IPROUTE: Need = Need {
     remedy: Remedy::Apt(&["iproute2"]),
 };
 
-pub(crate) const NFTABLES: Need = Need {
-    name: "nftables",
-    why: "fault tests drop packets inside their own network namespaces",
-    present: || program_exists("nft"),
-    remedy: Remedy::Apt(&["nftables"]),
-};
-
 pub(crate) const CXX: Need = Need {
     name: "g++",
     why: "libFuzzer, the fuzz targets' runtime, is compiled from C++",
@@ -81,7 +74,7 @@ pub(crate) const CARGO_DENY: Need = Need {
     remedy: Remedy::Cargo(&["--debug", "--no-default-features", "--version", "0.20.2", "cargo-deny"]),
 };
 
-const ALL: [&Need; 6] = [&LIBFABRIC, &VALGRIND, &IPROUTE, &NFTABLES, &CXX, &CARGO_DENY];
+const ALL: [&Need; 5] = [&LIBFABRIC, &VALGRIND, &IPROUTE, &CXX, &CARGO_DENY];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut missing = Vec::new();

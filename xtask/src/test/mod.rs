@@ -55,7 +55,7 @@ impl Tally {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    setup::provide(&[&setup::LIBFABRIC, &setup::VALGRIND, &setup::IPROUTE, &setup::NFTABLES]);
+    setup::provide(&[&setup::LIBFABRIC, &setup::VALGRIND, &setup::IPROUTE]);
     let workspace = Workspace::load()?;
     for package in &args.package {
         workspace.package(package)?;
