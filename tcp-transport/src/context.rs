@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use crate::batch::BatchPool;
+use crate::foreign::Foreigners;
 use crate::handshake::{Introduction, Psk};
 use crate::io::IoShared;
 use crate::service::Service;
@@ -24,6 +25,7 @@ pub(crate) struct Context {
     pub(crate) pool: Arc<BatchPool>,
     pub(crate) workers: Arc<Workers>,
     pub(crate) io: Vec<Arc<IoShared>>,
+    pub(crate) foreigners: Foreigners,
     pub(crate) closed: AtomicBool,
     next_io: AtomicUsize,
     next_lane: AtomicU64,
@@ -37,6 +39,7 @@ impl Context {
         service: Arc<Service>,
         workers: Arc<Workers>,
         io: Vec<Arc<IoShared>>,
+        foreigners: Foreigners,
     ) -> Arc<Self> {
         let counters = Arc::clone(&service.counters);
         Arc::new(Self {
@@ -48,6 +51,7 @@ impl Context {
             counters,
             workers,
             io,
+            foreigners,
             closed: AtomicBool::new(false),
             next_io: AtomicUsize::new(0),
             next_lane: AtomicU64::new(1),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec};
 
-use crate::accepting::Accepting;
+use crate::accepting::{Accepted, Accepting};
 use crate::clock::Coarse;
 use crate::context::Context;
 use crate::dialling::Dialling;
@@ -120,6 +120,8 @@ pub(crate) enum Source {
     Dialling(Box<Dialling>),
     Server(Arc<ServerLane>),
     Client(Arc<Lane>),
+    #[cfg(feature = "mooncake")]
+    Mooncake(Box<crate::mooncake::Session>),
 }
 
 struct Entry {
@@ -269,6 +271,35 @@ impl IoThread {
                 let lane = Arc::clone(lane);
                 self.serve_client(token, &lane, |lane, leavings| lane.service(true, leavings));
             }
+            #[cfg(feature = "mooncake")]
+            Some(Source::Mooncake(_)) => self.serve_mooncake(token),
+        }
+    }
+
+    #[cfg(feature = "mooncake")]
+    fn serve_mooncake(&mut self, token: u64) {
+        let shared = Arc::clone(&self.shared);
+        let Some(Source::Mooncake(session)) = self.get(token) else { return };
+        let before = session.interest();
+        match session.turn() {
+            Ok(again) => {
+                if session.interest() != before {
+                    shared.watch_steadily(session.socket(), token, session.interest());
+                }
+                if again {
+                    self.again.push(token);
+                }
+            }
+            Err(cause) => self.drop_mooncake(token, &cause),
+        }
+    }
+
+    #[cfg(feature = "mooncake")]
+    fn drop_mooncake(&mut self, token: u64, cause: &str) {
+        if let Some(Source::Mooncake(session)) = self.take(token) {
+            tracing::debug!(peer = %session.from(), "Mooncake connection ended: {cause}");
+            self.shared.remove(session.socket());
+            Counters::add(&self.context.counters.connections, 0_u64.wrapping_sub(1));
         }
     }
 
@@ -410,8 +441,9 @@ impl IoThread {
     }
 
     fn serve_accepting(&mut self, token: u64) {
+        let context = Arc::clone(&self.context);
         let Some(Source::Accepting(accepting)) = self.get(token) else { return };
-        match accepting.go_on() {
+        match accepting.go_on(&context) {
             Ok(None) => {}
             Ok(Some(_)) => self.finish_accepting(token),
             Err(cause) => {
@@ -427,7 +459,7 @@ impl IoThread {
         let socket_token = self.reserve();
         self.shared.remove(accepting.socket());
         match accepting.finish(&self.context, &self.shared, socket_token) {
-            Ok(Some(lane)) => match self.shared.add(lane.socket(), socket_token, Interest::READ) {
+            Ok(Accepted::Lane(lane)) => match self.shared.add(lane.socket(), socket_token, Interest::READ) {
                 Ok(()) => {
                     if self.draining {
                         lane.go_away();
@@ -436,8 +468,17 @@ impl IoThread {
                 }
                 Err(_) => self.free.push(socket_token as u32),
             },
-            // Handed to somebody else, or refused.
-            Ok(None) => {
+            #[cfg(feature = "mooncake")]
+            Ok(Accepted::Mooncake(session)) => {
+                match self.shared.add(session.socket(), socket_token, session.interest()) {
+                    Ok(()) => {
+                        self.put(socket_token, Source::Mooncake(Box::new(session)));
+                        self.serve_mooncake(socket_token);
+                    }
+                    Err(_) => self.free.push(socket_token as u32),
+                }
+            }
+            Ok(Accepted::Gone) => {
                 self.free.push(socket_token as u32);
                 Counters::add(&self.context.counters.connections, 0_u64.wrapping_sub(1));
             }
@@ -552,6 +593,13 @@ impl IoThread {
                         self.drop_client(token);
                     }
                 }
+                #[cfg(feature = "mooncake")]
+                Some(Source::Mooncake(session)) => {
+                    more |= session.is_busy();
+                    if let Err(cause) = session.tick(stall) {
+                        self.drop_mooncake(token, &cause);
+                    }
+                }
                 Some(Source::Listener(_)) | None => {}
             }
         }
@@ -594,6 +642,8 @@ impl IoThread {
                 }
                 Some(Source::Dialling(_)) => self.drop_dialling(token, Error::ShutDown),
                 Some(Source::Accepting(_)) => self.drop_accepting(token, "shut down"),
+                #[cfg(feature = "mooncake")]
+                Some(Source::Mooncake(_)) => self.drop_mooncake(token, "shut down"),
                 Some(Source::Listener(_)) | None => drop(self.take(token)),
             }
         }

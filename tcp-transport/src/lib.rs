@@ -12,12 +12,15 @@ mod dialling;
 mod drive;
 mod error;
 mod events;
+mod foreign;
 mod handshake;
 mod host;
 mod initiator;
 mod io;
 mod lane;
 mod memory;
+#[cfg(feature = "mooncake")]
+pub mod mooncake;
 mod peer;
 mod region;
 mod request;
@@ -39,6 +42,7 @@ mod workers;
 pub use batch::{BatchHandle, Status};
 pub use error::{Error, Refusal};
 pub use events::{Arrival, Arrivals, Counter, Notification, Notifications};
+pub use foreign::{Foreign, MAX_HEAD, Recognition};
 pub use memory::{DeviceCopy, ForeignMemory, Memory, OwnedMemory, foreign_memory};
 pub use peer::{Path, Peer};
 pub use region::{Access, Region, RegionDescriptor, RegionKey};
@@ -47,6 +51,9 @@ pub use settings::{Deadlines, Encryption, Limits, LocalPath, SocketOptions};
 pub use stats::Statistics;
 pub use transport::{Builder, Caller, Handler, Transport};
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)] // tests
 mod model_tests;

@@ -218,8 +218,7 @@ proptest! {
             initiator.push(&mut world.slice(op, &batch, i, &mut events), events.floor());
         }
         batch.seal();
-        let mut cuts = cuts.iter().cycle();
-        while let Some(&(ask, answer)) = cuts.next() {
+        for &(ask, answer) in cuts.iter().cycle() {
             if !step(&mut initiator, &mut responder, ask, answer) && initiator.in_flight() == 0 {
                 break;
             }

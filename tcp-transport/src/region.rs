@@ -332,6 +332,21 @@ impl RegionTable {
         Ok(Arc::clone(region))
     }
 
+    /// The region that a range lies in, if it grants the right, and the range's offset in it; for protocols without keys.
+    #[cfg(feature = "mooncake")]
+    pub(crate) fn find_address(
+        &self,
+        addr: u64,
+        len: u64,
+        wanted: Access,
+    ) -> Option<(Arc<RegionInner>, u64)> {
+        let table = read(&self.by_key);
+        table.values().filter(|r| r.access.allows(wanted) && r.memory.device().is_none()).find_map(|r| {
+            let offset = r.offset(addr, len)?;
+            Some((Arc::clone(r), offset))
+        })
+    }
+
     fn remove(&self, region: &Arc<RegionInner>) {
         write(&self.by_key).remove(&region.key);
         region.revoke();

@@ -114,6 +114,8 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
     pub(crate) sockets: SocketOptions,
     pub(crate) paths: Vec<LocalPath>,
+    #[cfg(feature = "mooncake")]
+    pub(crate) mooncake: bool,
 }
 
 impl Default for Settings {
@@ -131,6 +133,8 @@ impl Default for Settings {
             limits: Limits::default(),
             sockets: SocketOptions::default(),
             paths: Vec::new(),
+            #[cfg(feature = "mooncake")]
+            mooncake: false,
         }
     }
 }

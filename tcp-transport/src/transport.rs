@@ -11,6 +11,7 @@ use crate::batch::BatchHandle;
 use crate::context::{self, Context};
 use crate::error::Error;
 use crate::events::{Arrivals, Notifications};
+use crate::foreign::{Foreign, Foreigners};
 use crate::handshake::{MIN_SECRET, Psk};
 use crate::io::{IoShared, IoThread, Message};
 use crate::memory::Memory;
@@ -58,6 +59,7 @@ pub struct Builder {
     secret: Option<Vec<u8>>,
     handler: Option<Arc<dyn Handler>>,
     settings: Settings,
+    foreigners: Foreigners,
 }
 
 impl Builder {
@@ -148,12 +150,26 @@ impl Builder {
         self
     }
 
+    /// Serves another protocol on the same port, for connections whose first bytes it recognises.
+    pub fn foreign(mut self, protocol: impl Foreign) -> Self {
+        self.foreigners.add(Arc::new(protocol));
+        self
+    }
+
+    /// Serves the data protocol of Mooncake's TCP transport on the same port. It knows neither keys nor authentication: whoever
+    /// can connect may use every registered region. Default off.
+    #[cfg(feature = "mooncake")]
+    pub fn serve_mooncake(mut self, on: bool) -> Self {
+        self.settings.mooncake = on;
+        self
+    }
+
     /// Opens the sockets and starts the threads.
     ///
     /// # Errors
     /// [`Error::Io`] when an address cannot be listened on; [`Error::Setting`].
     pub fn build(self) -> Result<Transport, Error> {
-        let Self { listen, secret, handler, settings } = self;
+        let Self { listen, secret, handler, settings, foreigners } = self;
         check(&settings, secret.as_deref())?;
         let psk = match &secret {
             None => None,
@@ -178,6 +194,13 @@ impl Builder {
                      every region whose key it learns; set a secret"
                 );
             }
+            #[cfg(feature = "mooncake")]
+            if settings.mooncake && (secret.is_some() || !local.ip().is_loopback()) {
+                tracing::warn!(
+                    "serving Mooncake's protocol on {local}: it has NO AUTHENTICATION, so whoever can connect can read and \
+                     write every registered region"
+                );
+            }
             listeners.push(listener);
             local_addrs.push(local);
         }
@@ -187,7 +210,7 @@ impl Builder {
         let service = Arc::new(Service::new(Arc::clone(&regions), settings.limits.clone(), counters));
         let workers = Workers::start(settings.workers, handler)?;
         let io = (0..settings.io_threads).map(|_| IoShared::new()).collect::<Result<Vec<_>, _>>()?;
-        let context = Context::new(settings, psk, session, service, workers, io);
+        let context = Context::new(settings, psk, session, service, workers, io, foreigners);
         let mut threads = Vec::new();
         let mut listeners = Some(listeners);
         for (n, shared) in context.io.iter().enumerate() {

@@ -98,10 +98,13 @@ impl Lane {
     }
 }
 
+/// A thread with a connection: it takes (what, size, count) and says whether that went well.
+type Helper = (Sender<(Op, usize, usize)>, Receiver<bool>);
+
 /// Several connections, the first driven by the caller and each other one by its own thread.
 pub(crate) struct Lanes {
     first: Lane,
-    others: Vec<(Sender<(Op, usize, usize)>, Receiver<bool>)>,
+    others: Vec<Helper>,
 }
 
 impl Lanes {

@@ -1,0 +1,4 @@
+//! See `tcp_transport::fuzzing::fuzz_records`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tcp_transport::fuzzing::fuzz_records(data));
