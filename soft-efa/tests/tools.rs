@@ -4,8 +4,9 @@
 
 mod support;
 
+use std::io::Read;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{Library, Running, libraries, network, output, skip};
 
 fn tool_is_there(name: &str) -> bool {
@@ -58,29 +59,35 @@ fn fi_info_lists_every_card() {
 fn fi_pingpong_runs_between_two_processes() {
     on_each("fi_pingpong_runs_between_two_processes", |library| {
         let network = network(1, "p5");
+        let port = (20_000 + std::process::id() % 20_000).to_string();
         let tool = |arguments: &[&str]| {
             let mut command = Command::new("fi_pingpong");
             library.choose(&mut command);
             network.prepare(&mut command);
-            command.args(["-p", "efa", "-e", "rdm", "-I", "20", "-B", "47900", "-c"]).args(arguments);
+            command.args(["-p", "efa", "-e", "rdm", "-I", "20", "-c"]).args(arguments);
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
-            command
+            Running(command.spawn().unwrap())
         };
-        let mut server = Running(tool(&[]).spawn().unwrap());
+        let said = |running: &mut Running| {
+            let (mut out, mut err) = (String::new(), String::new());
+            running.0.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+            running.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+            (out, err)
+        };
+        let mut server = tool(&["-B", &port]);
         // The client gives up at once when nobody listens yet: it is asked until somebody does.
-        let mut client = None;
-        for _ in 0..100 {
-            let said = output(tool(&["-P", "47900"]).arg("127.0.0.1"));
-            let refused = String::from_utf8_lossy(&said.stderr).contains("refused");
-            client = Some(said);
-            if !refused {
-                break;
+        let start = Instant::now();
+        let text = loop {
+            let mut client = tool(&["-P", &port, "127.0.0.1"]);
+            let status = client.wait();
+            let (out, err) = said(&mut client);
+            if status.success() {
+                break out;
             }
+            let refused = err.contains("refused") || err.contains("connect");
+            assert!(refused && start.elapsed() < Duration::from_secs(20), "{}: {out}{err}", library.name);
             std::thread::sleep(Duration::from_millis(50));
-        }
-        let client = client.unwrap();
-        let text = String::from_utf8_lossy(&client.stdout).into_owned();
-        assert!(client.status.success(), "{}: {}", library.name, String::from_utf8_lossy(&client.stderr));
+        };
         assert!(server.wait().success());
         assert!(text.contains("64 ") && text.contains("=20"), "{text}");
     });
