@@ -1,0 +1,182 @@
+//! The libfabric path: efa-transport behind the engine's words, and the engine's memory behind libfabric's.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use efa_transport::{Config, PeerId, Provider, Transport};
+use tcp_transport::Op;
+
+use crate::error::Error;
+use crate::memory::{Access, Memory, Region};
+use crate::request::Shape;
+use crate::settings::Protocol;
+
+/// An open libfabric transport.
+pub(crate) struct Fabric {
+    transport: Transport,
+    name: String,
+}
+
+/// Opens the libfabric transport that the settings call for: EFA, or the provider that was named.
+///
+/// The inner result is the reason why there is none, where the settings allow that.
+pub(crate) fn open(
+    protocol: Protocol,
+    provider: Option<&str>,
+    source: Option<IpAddr>,
+) -> Result<Result<Fabric, String>, Error> {
+    if protocol == Protocol::Tcp {
+        return Ok(Err("protocol tcp is in force".into()));
+    }
+    let config = Config::from_env()?;
+    let opened = match provider {
+        Some(name) => Transport::open(with_source(config.provider(Provider::parse(name)), source)),
+        // The card alone where it can read and write by itself, or else with the provider's protocols.
+        None => Transport::open(config.clone().provider(Provider::EfaDirect))
+            .or_else(|_| Transport::open(config.provider(Provider::Efa))),
+    };
+    match opened {
+        Ok(transport) => {
+            let description = transport.describe();
+            tracing::info!(%description, "libfabric is open");
+            let name = format!("{}/{}", description.provider, description.fabric);
+            Ok(Ok(Fabric { transport, name }))
+        }
+        Err(error) if protocol == Protocol::Efa => Err(Error::Unavailable {
+            path: provider.map_or("efa".into(), |name| format!("libfabric provider {name}")),
+            reason: error.to_string(),
+        }),
+        Err(error) => Ok(Err(error.to_string())),
+    }
+}
+
+/// Providers over sockets take every interface but the loopback unless they are told which.
+fn with_source(config: Config, source: Option<IpAddr>) -> Config {
+    match source {
+        Some(ip) if !ip.is_unspecified() => config.source(ip.to_string()),
+        _ => config,
+    }
+}
+
+impl Fabric {
+    /// Provider and fabric.
+    pub(crate) fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// Provider, fabric, NICs and what is slow about them.
+    pub(crate) fn describe(&self) -> String {
+        self.transport.describe().to_string()
+    }
+
+    /// What a peer needs to know; efa-transport's own bytes.
+    pub(crate) fn descriptor(&self) -> Vec<u8> {
+        self.transport.local_descriptor()
+    }
+
+    pub(crate) fn add_peer(&self, descriptor: &[u8]) -> Result<PeerId, Error> {
+        Ok(self.transport.add_or_update_peer(descriptor)?)
+    }
+
+    pub(crate) fn warm_up(&self, peer: PeerId, deadline: Instant) -> Result<(), Error> {
+        self.transport.warm_up(peer, deadline)?;
+        Ok(())
+    }
+
+    pub(crate) fn register(
+        &self,
+        memory: Arc<dyn Memory>,
+        access: Access,
+    ) -> Result<efa_transport::Region, Error> {
+        let mut rights = efa_transport::Access::LOCAL;
+        if access.allows(Access::READ) {
+            rights |= efa_transport::Access::READ;
+        }
+        if access.allows(Access::WRITE) {
+            rights |= efa_transport::Access::WRITE;
+        }
+        Ok(self.transport.register(Arc::new(Shared(memory)), rights)?)
+    }
+
+    pub(crate) fn submit(
+        &self,
+        batch: &mut efa_transport::Batch,
+    ) -> Result<efa_transport::BatchHandle, Error> {
+        Ok(self.transport.submit(batch)?)
+    }
+
+    pub(crate) fn shutdown(&self, deadline: Instant) {
+        self.transport.shutdown(deadline);
+    }
+}
+
+impl fmt::Debug for Fabric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fabric({})", self.name)
+    }
+}
+
+/// Adds a request to the batch of efa-transport.
+pub(crate) fn push(
+    batch: &mut efa_transport::Batch,
+    op: Op,
+    local: &Region,
+    local_shape: Shape<'_>,
+    peer: PeerId,
+    remote_shape: Shape<'_>,
+) -> Result<usize, Error> {
+    let Some(region) = &local.fabric else {
+        return Err(Error::Unavailable {
+            path: "the libfabric path".into(),
+            reason: format!("{local:?} is not registered with it"),
+        });
+    };
+    let op = match op {
+        Op::Read => efa_transport::Op::Read,
+        Op::Write => efa_transport::Op::Write,
+    };
+    let (local_shape, remote_shape) = (translate(local_shape), translate(remote_shape));
+    Ok(batch.push(efa_transport::Request {
+        op,
+        peer,
+        local: region,
+        local_shape,
+        remote_shape,
+        immediate: None,
+    })?)
+}
+
+/// The transports do not know each other, so each has a type of its own for the same thing.
+fn translate(shape: Shape<'_>) -> efa_transport::Shape<'_> {
+    match shape {
+        Shape::Contiguous { addr, len } => efa_transport::Shape::Contiguous { addr, len },
+        Shape::Paged { page_len, addrs } => efa_transport::Shape::Paged { page_len, addrs },
+        Shape::Strided { addr, block_len, stride, count } => {
+            efa_transport::Shape::Strided { addr, block_len, stride, count }
+        }
+        Shape::Scatter(ranges) => efa_transport::Shape::Scatter(ranges),
+    }
+}
+
+/// The engine's memory as libfabric wants it.
+struct Shared(Arc<dyn Memory>);
+
+// SAFETY: tcp-transport's `Memory` promises the same: address and length never change, the range stays mapped for the
+// life of the value, and nobody holds a reference to its bytes while it is registered. Memory with a device copier is
+// not host memory; `placement` would have to say so, and `Fabric::register` is only reached with host memory (see `Engine::register`).
+#[allow(unsafe_code)]
+unsafe impl fabric_safe::Memory for Shared {
+    fn address(&self) -> *mut u8 {
+        self.0.address() as *mut u8
+    }
+
+    fn len_bytes(&self) -> usize {
+        self.0.len()
+    }
+}
+
+// SAFETY: `Shared` has no method that lends the bytes, and the trait inside has none either.
+#[allow(unsafe_code)]
+unsafe impl fabric_safe::SharedMemory for Shared {}
