@@ -91,5 +91,9 @@ int openat(int at, const char *path, int flags, ...)
 		next = NEXT(openat);
 	return next(at, moved(path, room), flags, mode);
 }
+#ifdef STATX_TYPE
+REDIRECT(int, statx, (int at, const char *path, int flags, unsigned int mask, struct statx *to),
+	 at, moved(path, room), flags, mask, to)
+#endif
 REDIRECT(int, fstatat, (int at, const char *path, struct stat *to, int flags), at, moved(path, room), to, flags)
 REDIRECT(int, faccessat, (int at, const char *path, int mode, int flags), at, moved(path, room), mode, flags)

@@ -187,6 +187,7 @@ impl Card {
 
     /// Whether the link is up.
     pub(crate) fn is_up(&self) -> bool {
+        self.process.faults.refresh(&self.process);
         !self.process.faults.card_is_down(self.process.host, self.index as u16)
     }
 

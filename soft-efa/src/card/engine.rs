@@ -223,10 +223,17 @@ pub(crate) fn submit(card: &Card, requests: &mut Vec<Request>) {
 /// Works on what is ready, at most about `budget` requests or pieces; true when something was done. Returns at once when another thread
 /// is at it.
 pub(crate) fn run(card: &Arc<Card>, budget: usize) -> bool {
-    let Ok(mut engine) = card.engine.try_lock() else { return false };
-    let engine = &mut *engine;
+    let faults = &card.process.faults;
+    let Ok(mut guard) = card.engine.try_lock() else { return false };
+    guard.take_submitted(card);
+    if !faults.is_current(&card.process) {
+        // A request that was posted after a rule had been set must meet it. Taking the rules in needs the engine.
+        drop(guard);
+        faults.refresh(&card.process);
+        return true;
+    }
+    let engine = &mut *guard;
     let mut worked = engine.take_answers(card);
-    engine.take_submitted(card);
     engine.release_due(card);
     engine.check_lives(card);
     for _ in 0..budget {

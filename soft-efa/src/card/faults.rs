@@ -37,6 +37,7 @@ pub(crate) struct Faults {
     seed: u64,
     any: AtomicBool,
     epoch: AtomicU64,
+    reading: Mutex<()>,
     rules: Mutex<Arc<Vec<Live>>>,
 }
 
@@ -50,6 +51,7 @@ impl Faults {
             seed: settings.seed,
             any: AtomicBool::new(false),
             epoch: AtomicU64::new(registry.fault_epoch.load(Ordering::SeqCst)),
+            reading: Mutex::default(),
             rules: Mutex::default(),
         };
         faults.read();
@@ -87,20 +89,35 @@ impl Faults {
         self.any.load(Ordering::Relaxed)
     }
 
+    /// Whether the rules are those that the run has now.
+    pub(crate) fn is_current(&self, process: &Process) -> bool {
+        self.epoch.load(Ordering::SeqCst) == process.registry.fault_epoch.load(Ordering::SeqCst)
+    }
+
     /// Takes in changed rules: what was held is judged anew, and ports that went up or down say so.
     pub(crate) fn refresh(&self, process: &Process) {
-        let epoch = process.registry.fault_epoch.load(Ordering::SeqCst);
-        if self.epoch.swap(epoch, Ordering::SeqCst) == epoch {
+        if self.is_current(process) {
             return;
         }
-        let were_up: Vec<bool> = process.open_cards().map(|card| card.is_up()).collect();
+        let epoch = process.registry.fault_epoch.load(Ordering::SeqCst);
+        // Whoever waits here finds the rules read.
+        let _turn = lock(&self.reading);
+        if self.epoch.load(Ordering::SeqCst) == epoch {
+            return;
+        }
+        let were_up: Vec<bool> = process.open_cards().map(|card| self.is_up(card)).collect();
         self.read();
+        self.epoch.store(epoch, Ordering::SeqCst);
         for (card, was_up) in process.open_cards().zip(were_up) {
-            if was_up != card.is_up() {
+            if was_up != self.is_up(card) {
                 card.announce(if was_up { IBV_EVENT_PORT_ERR } else { IBV_EVENT_PORT_ACTIVE });
             }
             engine::release_held(card);
         }
+    }
+
+    fn is_up(&self, card: &Card) -> bool {
+        !self.card_is_down(card.process.host, card.index as u16)
     }
 
     fn rules(&self) -> Arc<Vec<Live>> {
@@ -117,6 +134,7 @@ impl Faults {
 
     /// The errno that a registration shall fail with.
     pub(crate) fn registration(&self, card: &Card) -> Option<i32> {
+        self.refresh(&card.process);
         if !self.active() {
             return None;
         }
