@@ -49,6 +49,8 @@ pub(crate) struct Dependency {
     pub(crate) name: String,
     /// Used by tests, examples and benchmarks only?
     pub(crate) dev: bool,
+    /// Only with some feature?
+    pub(crate) optional: bool,
 }
 
 impl Workspace {
@@ -99,7 +101,11 @@ impl Package {
                 .filter(|(name, enables)| *enables != [format!("dep:{name}")])
                 .collect(),
             dependencies: list(&json["dependencies"])
-                .map(|d| Dependency { name: text(&d["name"]), dev: d["kind"] == "dev" })
+                .map(|d| Dependency {
+                    name: text(&d["name"]),
+                    dev: d["kind"] == "dev",
+                    optional: d["optional"] == true,
+                })
                 .collect(),
             benches: targets("bench"),
             bins: targets("bin"),

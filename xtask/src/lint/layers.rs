@@ -124,7 +124,7 @@ mod tests {
         for (from, to, dev) in arrows {
             packages.entry((*to).to_owned()).or_insert_with(|| Package::named(to));
             let from = packages.entry((*from).to_owned()).or_insert_with(|| Package::named(from));
-            from.dependencies.push(Dependency { name: (*to).to_owned(), dev: *dev });
+            from.dependencies.push(Dependency { name: (*to).to_owned(), dev: *dev, optional: false });
         }
         packages
     }

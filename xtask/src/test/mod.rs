@@ -100,15 +100,17 @@ fn tests(args: &Args, chosen: &[&Package], only: &[String], with: impl FnOnce(Cm
     libtest::run(with(cmd), filter)
 }
 
-/// The layers above fabric-safe once more, on the libfabric 2.x of `cargo xtask libfabric`: the system's is another major
+/// What stands on fabric-safe in all its forms once more, on the libfabric 2.x of `cargo xtask libfabric`: the system's is another major
 /// version. (The tests of fabric-sys and fabric-safe run on every libfabric by themselves.) And fabric-sys with its entry
 /// points linked instead of loaded.
 fn on_newer_libfabric(args: &Args, chosen: &[&Package], prefix: &Prefix) -> Result<Tally> {
     let mut tally = Tally::default();
-    let uses = |package: &Package, name: &str| package.dependencies.iter().any(|d| !d.dev && d.name == name);
+    let stands_on = |package: &Package, name: &str| {
+        package.dependencies.iter().any(|d| d.name == name && !d.dev && !d.optional)
+    };
     let names: Vec<String> = chosen
         .iter()
-        .filter(|package| uses(package, "fabric-safe"))
+        .filter(|package| stands_on(package, "fabric-safe"))
         .map(|package| package.name.clone())
         .collect();
     if !names.is_empty() {
