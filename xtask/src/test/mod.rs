@@ -100,9 +100,9 @@ fn tests(args: &Args, chosen: &[&Package], only: &[String], with: impl FnOnce(Cm
     libtest::run(with(cmd), filter)
 }
 
-/// What stands on fabric-safe in all its forms once more, on the libfabric 2.x of `cargo xtask libfabric`: the system's is another major
-/// version. (The tests of fabric-sys and fabric-safe run on every libfabric by themselves.) And fabric-sys with its entry
-/// points linked instead of loaded.
+/// What always stands on fabric-safe once more, on the libfabric 2.x of `cargo xtask libfabric`: the system's is another
+/// major version. (The tests of fabric-sys and fabric-safe run on every libfabric by themselves.) And fabric-sys with its
+/// entry points linked instead of loaded.
 fn on_newer_libfabric(args: &Args, chosen: &[&Package], prefix: &Prefix) -> Result<Tally> {
     let mut tally = Tally::default();
     let stands_on = |package: &Package, name: &str| {
