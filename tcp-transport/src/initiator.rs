@@ -144,6 +144,12 @@ impl Initiator {
         self.bytes_expected
     }
 
+    /// Whether something is in flight whose owner has been told its end already.
+    pub(crate) fn has_given_up(&self) -> bool {
+        let mut open = self.slots.iter().filter(|s| s.phase != Phase::Free);
+        open.any(|s| s.slice.ticket.as_ref().is_some_and(|t| t.has_ended()))
+    }
+
     /// Whether no payload is coming.
     pub(crate) fn is_between_frames(&self) -> bool {
         self.decoder.payload_left() == 0

@@ -221,7 +221,12 @@ impl Lane {
                 return;
             }
         }
-        self.arm_if_needed();
+        if self.core().initiator.has_given_up() {
+            // Nobody waits for it any more, but it is not quiet before its answer or the end of the lane.
+            self.leave_to_io();
+        } else {
+            self.arm_if_needed();
+        }
     }
 
     /// Has the I/O thread look after the lane until nothing is in flight.
