@@ -6,7 +6,7 @@ use fabric_sys::*;
 
 use crate::provider::Any;
 use crate::script::{Answer, Call};
-use crate::world::world;
+use crate::world::{Span, world};
 use crate::{endpoint, fid_ops, give, new_fid, queue, take};
 
 /// Opens one more object, unless the script says no.
@@ -229,12 +229,17 @@ unsafe extern "C" fn control(_fid: *mut fid, command: i32, _arg: Any) -> i32 {
 
 unsafe extern "C" fn close_region(fid: *mut fid) -> i32 {
     let mut world = world();
+    // SAFETY: the entry of a region.
+    let key = unsafe { (*fid.cast::<fid_mr>()).key };
     if let Err(status) = world.status(Call::CloseRegion) {
+        if let Some((address, len)) = world.regions.get(&key).copied() {
+            world.unclosed.push(Span { address, len, written: true });
+        }
         return status;
     }
-    // SAFETY: the entry of a region; it is closed once.
+    // SAFETY: as above; it is closed once.
     unsafe {
-        world.forget_region((*fid.cast::<fid_mr>()).key);
+        world.forget_region(key);
         take::<fid_mr>(fid);
     }
     0

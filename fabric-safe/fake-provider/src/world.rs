@@ -81,6 +81,8 @@ pub(crate) struct World {
     pub(crate) objects: u64,
     /// Open regions: first address and length by key.
     pub(crate) regions: BTreeMap<u64, (usize, usize)>,
+    /// Regions that a script has kept from closing: a card may use them for ever.
+    pub(crate) unclosed: Vec<Span>,
     pub(crate) endpoints: BTreeMap<usize, EndpointState>,
     pub(crate) queues: BTreeMap<usize, QueueState>,
     pub(crate) next_key: u64,
@@ -175,6 +177,7 @@ impl World {
 
     /// Touches the memory of everything that is outstanding into a queue, and moves what is due into the queue.
     pub(crate) fn progress(&mut self, queue_address: usize) {
+        self.unclosed.iter().for_each(touch);
         let Some(queue) = self.queues.get_mut(&queue_address) else { return };
         for endpoint in self.endpoints.values_mut() {
             endpoint.operations.retain_mut(|operation| {

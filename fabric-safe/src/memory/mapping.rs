@@ -24,7 +24,7 @@ impl PageKind {
     /// Bytes in one page. Small pages are taken to be the smallest that the kernel has.
     pub fn bytes(self) -> usize {
         match self {
-            PageKind::Small => rustix::param::page_size(),
+            PageKind::Small => small_page(),
             PageKind::Huge2M => 2 << 20,
             PageKind::Huge1G => 1 << 30,
         }
@@ -89,7 +89,7 @@ impl Mapping {
         len_bytes: usize,
         writable: bool,
     ) -> io::Result<Self> {
-        let mapped_bytes = round_up(len_bytes, rustix::param::page_size())?;
+        let mapped_bytes = round_up(len_bytes, small_page())?;
         let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
         // SAFETY: a new mapping at an address of the kernel's choice; the caller answers for the file.
         let address = unsafe {
@@ -114,6 +114,12 @@ impl Mapping {
         let address = NonNull::new(address.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Mapping { address, len_bytes, mapped_bytes, writable })
     }
+}
+
+/// Bytes in one of the kernel's ordinary pages.
+fn small_page() -> usize {
+    // SAFETY: asks for a number. 4 KiB if the kernel does not say, which it always does.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
 /// `len` rounded up to whole pages; an empty or impossible length is refused as `mmap` would.
