@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::peer::{Peer, PeerTable};
 use crate::request::Op;
 use crate::slice::Slice;
-use crate::sync::lock;
+use crate::sync::{lock, nanos};
 
 /// How one request of a batch stands.
 #[derive(Debug, Clone)]
@@ -211,6 +211,22 @@ impl BatchState {
             }
         }
         any
+    }
+
+    /// Peers from which nothing has been heard for as long as a request to them that has just run out of time had.
+    pub(crate) fn silent_peers(&self) -> Vec<Arc<Peer>> {
+        let silent = |request: &&RequestState| {
+            let began = request.deadline.saturating_sub(nanos(request.limit));
+            matches!(request.error.get(), Some(Error::Timeout { .. }))
+                && request.peer.last_success.load(Ordering::Relaxed) < began
+        };
+        let mut peers: Vec<Arc<Peer>> = Vec::new();
+        for request in self.requests.iter().filter(silent) {
+            if !peers.iter().any(|peer| Arc::ptr_eq(peer, &request.peer)) {
+                peers.push(Arc::clone(&request.peer));
+            }
+        }
+        peers
     }
 
     /// The first deadline of a request that is running.

@@ -566,7 +566,8 @@ impl Core {
     }
 
     /// Puts one slice on the lane that suits it.
-    fn route(&self, slice: Slice, now: u64) {
+    fn route(&self, mut slice: Slice, now: u64) {
+        slice.blocked_since = 0;
         let avoid = (slice.attempts > 0 && slice.local_nic != NONE).then_some(slice.local_nic as usize);
         match self.choose(&slice, self.usable(now), avoid) {
             Some(lane) => {
@@ -855,12 +856,16 @@ impl Core {
         let mut next: Option<u64> = None;
         let mut any = false;
         let mut ended = Vec::new();
+        let mut silent = Vec::new();
         {
             let mut watched = lock(&self.watched);
             let Watched { slots, free } = &mut *watched;
             for (index, slot) in slots.iter_mut().enumerate() {
                 let Some(state) = slot else { continue };
-                any |= state.expire(now);
+                if state.expire(now) {
+                    any = true;
+                    silent.extend(state.silent_peers());
+                }
                 if let Some(deadline) = state.first_deadline() {
                     next = Some(next.map_or(deadline, |n| n.min(deadline)));
                 } else if Arc::strong_count(state) == 1 {
@@ -873,6 +878,9 @@ impl Core {
         for state in ended {
             self.count(&state);
             self.keep(&state);
+        }
+        for peer in silent {
+            self.note_peer_failure(&peer, now);
         }
         if any {
             self.sweep();
@@ -927,7 +935,11 @@ impl Core {
             quiet = quiet.saturating_add(1);
             if quiet.is_multiple_of(32) {
                 let now = Instant::now();
-                if state.expire(self.clock.at(now)) {
+                let at = self.clock.at(now);
+                if state.expire(at) {
+                    for peer in state.silent_peers() {
+                        self.note_peer_failure(&peer, at);
+                    }
                     self.sweep();
                 }
                 if deadline.is_some_and(|deadline| now >= deadline) {

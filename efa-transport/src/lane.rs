@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use fabric_safe::{
     Address, Completion, CompletionBatch, Endpoint, OperationError, OperationKind, PostError, PostFlags,
@@ -23,13 +24,16 @@ use crate::scheduler::queue::{Queue, Token};
 use crate::scheduler::rail::partner;
 use crate::scheduler::retry::Failure;
 use crate::slice::{NONE, Slice};
-use crate::sync::lock;
+use crate::sync::{lock, nanos};
 use crate::warmup::Probe;
 
 /// Marks the token of a receive; all other tokens are the queue's.
 pub(crate) const RECEIVE: u64 = 1 << 63;
 /// Completions read at a time.
 const COMPLETIONS: usize = 64;
+/// How long a peer may take nothing at all before that counts as a failed attempt. Connections over TCP are set up within a
+/// second even when the first packet is lost.
+const STALL: Duration = Duration::from_millis(1500);
 /// Posts between two looks at the completion queue, so that credits come back while a long queue is posted.
 const POSTS: usize = 128;
 
@@ -210,6 +214,7 @@ impl Lane {
                 lane.fetch_add(slice.len, Ordering::Relaxed);
                 peer.fetch_add(slice.len, Ordering::Relaxed);
                 request.peer.counters.slices.fetch_add(1, Ordering::Relaxed);
+                request.peer.last_success.store(context.now, Ordering::Relaxed);
                 self.let_go(slice.len);
                 context.trace(self.index, &slice);
                 if self.aside_until.load(Ordering::Relaxed) != 0 || slice.attempts > 0 {
@@ -273,6 +278,15 @@ impl Lane {
                 }
                 Err(Refused::Again) => {
                     self.counters.again.fetch_add(1, Ordering::Relaxed);
+                    if self.is_stalled(&mut state.queue, token, context)
+                        && let Some(Work::Slice(mut slice)) = state.queue.end(token)
+                    {
+                        self.let_go(slice.len);
+                        slice.attempts += 1;
+                        let why = format!("it has taken nothing for {STALL:?}");
+                        outcome.failed.push((slice, Failure::Peer, why));
+                        continue;
+                    }
                     state.queue.again(token, context.now);
                     full += 1;
                     // Two peers in a row that cannot take more: it is the card's queue that is full.
@@ -301,6 +315,20 @@ impl Lane {
         }
         self.counters.slices.fetch_add(posted as u64, Ordering::Relaxed);
         posted
+    }
+
+    /// Whether the provider has had no room for this slice for a long time although nothing else is in flight: with providers over
+    /// TCP the only sign of a peer that is gone.
+    #[cold]
+    fn is_stalled(&self, queue: &mut Queue<Work>, token: Token, context: &Context<'_>) -> bool {
+        // The slice itself has a credit.
+        let alone = queue.in_flight() == 1;
+        let Some(Work::Slice(slice)) = queue.get_mut(token) else { return false };
+        if slice.blocked_since == 0 || !alone {
+            slice.blocked_since = context.now.max(1);
+        }
+        let last = slice.blocked_since.max(slice.request().peer.last_success.load(Ordering::Relaxed));
+        context.now.saturating_sub(last) > nanos(STALL)
     }
 
     /// The remote NIC and its address for the slice behind `token`.

@@ -118,6 +118,8 @@ pub(crate) struct Peer {
     health: Mutex<Health>,
     /// Set while our descriptor of it is known to be out of date.
     stale: AtomicBool,
+    /// When a slice last ended well, on the transport's clock.
+    pub(crate) last_success: AtomicU64,
     pub(crate) counters: PeerCounters,
 }
 
@@ -210,6 +212,7 @@ impl Peers {
             table: Mutex::new(Arc::new(PeerTable::new(descriptor, None))),
             health: Mutex::default(),
             stale: AtomicBool::new(false),
+            last_success: AtomicU64::new(0),
             counters: PeerCounters::default(),
         });
         self.slots[slot as usize] = Some(Arc::clone(&peer));

@@ -18,12 +18,16 @@ use crate::sync::lock;
 const SPINS: u32 = 64;
 /// … before it stops yielding the processor and sleeps.
 const YIELDS: u32 = 256;
+/// The first sleep on the timer; doubled each time.
+const FIRST: Duration = Duration::from_micros(20);
 /// The longest sleep on the timer: first contact is answered within 5 ms.
 const LONGEST: Duration = Duration::from_millis(3);
 /// The longest sleep while requests of ours are under way that nobody waits for.
 const LONGEST_BUSY: Duration = Duration::from_micros(200);
 /// The longest sleep on wait objects. Handshakes wake it; this is for deadlines and for providers that forget to.
 const LONGEST_BLOCKED: Duration = Duration::from_millis(50);
+/// A sleep on wait objects that was shorter was none.
+const SHORTEST: Duration = Duration::from_micros(20);
 /// How often operations that never end are looked for.
 const UNSTICK: Duration = Duration::from_millis(250);
 
@@ -53,12 +57,14 @@ impl Core {
 
     #[cold]
     fn wake_now(&self) {
-        if self.can_block() {
-            if let Some(lane) = self.lanes.first() {
-                lane.nic.queue.signal();
-            }
-        } else if let Some(thread) = &*lock(&self.parking.thread) {
+        // It may be in either kind of sleep.
+        if let Some(thread) = &*lock(&self.parking.thread) {
             thread.unpark();
+        }
+        if self.can_block()
+            && let Some(lane) = self.lanes.first()
+        {
+            lane.nic.queue.signal();
         }
     }
 
@@ -71,9 +77,8 @@ impl Core {
             std::thread::yield_now();
         } else {
             let left = until.saturating_duration_since(Instant::now());
-            if self.can_block() && !self.any_manual() {
-                self.block(left.min(Duration::from_millis(10)));
-            } else {
+            let blocks = self.can_block() && !self.any_manual();
+            if !blocks || !self.block(left.min(Duration::from_millis(10))) {
                 let pause = Duration::from_micros(u64::from((quiet - YIELDS + 1).min(50)));
                 std::thread::sleep(pause.min(left));
             }
@@ -88,22 +93,38 @@ impl Core {
         self.lanes.iter().any(|lane| lane.busy.load(Ordering::Relaxed) > 0)
     }
 
-    /// Blocks until a completion queue has something, or the time is over.
-    fn block(&self, limit: Duration) {
+    /// Blocks until a completion queue has something, or the time is over. False if it did not come to that: then either
+    /// something is there, or the provider says so whenever it is asked (`net` of libfabric 1.17 does).
+    fn block(&self, limit: Duration) -> bool {
+        let began = Instant::now();
         let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(self.lanes.len());
         for lane in &self.lanes {
             match lane.nic.queue.arm() {
                 Ok(true) => {}
-                // Something is there already.
-                _ => return,
+                _ => return false,
             }
-            let Some(fd) = lane.nic.queue.wait_fd() else { return };
+            let Some(fd) = lane.nic.queue.wait_fd() else { return false };
             let fd: BorrowedFd<'_> = fd;
             fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
         }
         let limit = Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos().into() };
         // An error is as good as a time-out: whoever called looks again.
         let _ = rustix::event::poll(&mut fds, Some(&limit));
+        began.elapsed() > SHORTEST
+    }
+}
+
+/// How long it usually takes to find nothing. With manual progress a reading works for peers without telling; that it did can
+/// only be seen from the time that it took.
+#[derive(Default)]
+struct Usual(Option<Duration>);
+
+impl Usual {
+    fn was_exceeded(&mut self, took: Duration) -> bool {
+        let usual = self.0.unwrap_or(took);
+        // Follows the least slowly upwards, so that a change of the usual does not stay an exception.
+        self.0 = Some(if took < usual { took } else { usual + usual / 128 });
+        took > usual * 2 + Duration::from_nanos(500)
     }
 }
 
@@ -116,7 +137,8 @@ pub(crate) fn start(core: &Arc<Core>) -> std::io::Result<JoinHandle<()>> {
 fn run(core: &Core) {
     *lock(&core.parking.thread) = Some(std::thread::current());
     let mut quiet = 0_u32;
-    let mut pause = Duration::from_micros(20);
+    let mut pause = FIRST;
+    let mut usual = Usual::default();
     let mut looked = Instant::now();
     while !core.is_shut() {
         let epoch = core.parking.epoch.load(Ordering::Acquire);
@@ -127,10 +149,16 @@ fn run(core: &Core) {
             core.clear_spare();
         }
         let driven = core.drivers.load(Ordering::Acquire) > 0;
-        if !driven && core.drive_all() > 0 {
-            quiet = 0;
-            pause = Duration::from_micros(20);
-            continue;
+        if !driven {
+            let began = Instant::now();
+            let happened = core.drive_all();
+            if usual.was_exceeded(began.elapsed()) || happened > 0 {
+                quiet = 0;
+                pause = FIRST;
+                // Peers need the processor too, perhaps this very one.
+                std::thread::yield_now();
+                continue;
+            }
         }
         quiet = quiet.saturating_add(1);
         if !driven && quiet < 32 && core.any_busy() {
@@ -144,13 +172,12 @@ fn run(core: &Core) {
         if core.parking.epoch.load(Ordering::Acquire) == epoch {
             let busy = core.any_busy();
             pause = (pause * 2).min(if busy && !driven { LONGEST_BUSY } else { LONGEST });
-            if core.can_block() && !driven && (!busy || !core.any_manual()) {
-                core.block(LONGEST_BLOCKED.min(deadline));
-            } else {
+            let blocks = core.can_block() && !driven && (!busy || !core.any_manual());
+            if !blocks || !core.block(LONGEST_BLOCKED.min(deadline)) {
                 std::thread::park_timeout(pause.min(deadline));
             }
         } else {
-            pause = Duration::from_micros(20);
+            pause = FIRST;
         }
         core.parking.asleep.store(false, Ordering::Release);
     }

@@ -24,6 +24,8 @@ pub(crate) struct Slice {
     pub(crate) remote_chunk: u32,
     /// When it was queued or posted last; for latencies.
     pub(crate) since: u64,
+    /// Since when the provider has had no room for it; 0 for never.
+    pub(crate) blocked_since: u64,
     /// Attempts that have ended.
     pub(crate) attempts: u16,
     /// The remote NIC of the current or latest attempt.
@@ -53,6 +55,7 @@ impl Slice {
             local_chunk: cut.local_chunk,
             remote_chunk: cut.remote_chunk,
             since: 0,
+            blocked_since: 0,
             attempts: 0,
             remote_nic: NONE,
             local_nic: NONE,

@@ -30,6 +30,10 @@ pub enum Decision {
 /// First pause between two attempts in nanoseconds; doubled each time up to [`LONGEST`].
 const FIRST: u64 = 1_000_000;
 const LONGEST: u64 = 250_000_000;
+/// Attempts with a peer that does not answer. More would only keep its callers from knowing.
+const PEER_ATTEMPTS: u32 = 3;
+/// Pause after the first of them in nanoseconds; longer each time.
+const PEER_PAUSE: u64 = 20_000_000;
 
 /// Decides after the `attempts`-th attempt (counted from 1) has *ended*; there is never a second attempt while the first one
 /// might still write.
@@ -45,9 +49,13 @@ pub fn decide(
     if matches!(failure, Failure::Key | Failure::Operation) || attempts > retries {
         return Decision::GiveUp;
     }
+    if failure == Failure::Peer && attempts >= PEER_ATTEMPTS {
+        return Decision::GiveUp;
+    }
     // The first move to another rail costs no time.
     let pause = match failure {
         Failure::Rail | Failure::Aborted if attempts == 1 && other_rails => 0,
+        Failure::Peer => PEER_PAUSE.saturating_mul(u64::from(attempts)),
         _ => FIRST.saturating_mul(1 << (attempts - 1).min(16)).min(LONGEST),
     };
     let at = now.saturating_add(pause);
@@ -66,11 +74,21 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_does_not_answer_is_given_up_soon() {
+        assert_eq!(decide(Failure::Peer, 2, 7, true, 0, u64::MAX), Decision::Retry { at: 2 * PEER_PAUSE });
+        assert_eq!(decide(Failure::Peer, 3, 7, true, 0, u64::MAX), Decision::GiveUp);
+    }
+
+    #[test]
     fn attempts_and_time_are_bounded() {
         assert_eq!(decide(Failure::Rail, 1, 7, true, 5, 100), Decision::Retry { at: 5 });
         assert_eq!(decide(Failure::Rail, 8, 7, true, 5, u64::MAX), Decision::GiveUp);
-        assert_eq!(decide(Failure::Peer, 1, 7, true, 5, FIRST), Decision::GiveUp, "the deadline comes first");
-        assert!(matches!(decide(Failure::Peer, 40, 99, true, 0, u64::MAX), Decision::Retry { at: LONGEST }));
+        assert_eq!(
+            decide(Failure::Peer, 1, 7, true, 5, PEER_PAUSE),
+            Decision::GiveUp,
+            "the deadline comes first"
+        );
+        assert!(matches!(decide(Failure::Rail, 40, 99, true, 0, u64::MAX), Decision::Retry { at: LONGEST }));
         assert_eq!(decide(Failure::Rail, 1, 0, true, 0, u64::MAX), Decision::GiveUp, "no retries asked for");
     }
 }
