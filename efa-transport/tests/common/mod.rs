@@ -1,0 +1,276 @@
+//! A target in a process of its own, and a line to tell it what to do.
+//!
+//! The test program starts itself again as the target ([`Target::start`]); its test `target_process` finds the port of the
+//! line in the environment and serves until it is told to stop, its line breaks, or it is killed. Descriptors travel over that
+//! line: the transport itself has no sockets.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use efa_transport::{Access, Config, Error, PeerId, Provider, Region, Transport};
+use fabric_safe::{Mapping, PageKind};
+
+/// Longest wait for anything.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+const PORT: &str = "EFA_TRANSPORT_TEST_PORT";
+
+/// Some time from now, when a test that hangs fails instead.
+pub(crate) fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// The provider, with `nics` cards that are endpoints of the same interface where there is only one.
+pub(crate) fn config(provider: &str, nics: usize, name: &str) -> Config {
+    let config = Config::new()
+        .name(name)
+        .provider(Provider::parse(provider))
+        .endpoints_per_nic(nics)
+        .same_process_copy(false)
+        .request_deadline(PATIENCE);
+    match provider {
+        "shm" | "efa" | "efa/efa" | "efa/efa-direct" => config,
+        _ => config.source("127.0.0.1"),
+    }
+}
+
+/// Opens, or says why the test is skipped.
+pub(crate) fn open(test: &str, config: Config) -> Option<Transport> {
+    match Transport::open(config) {
+        Ok(transport) => Some(transport),
+        Err(error @ (Error::NoLibrary(_) | Error::NoProvider { .. })) => {
+            eprintln!("SKIP: {test}: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Fresh memory that peers may use.
+pub(crate) fn memory(transport: &Transport, len: usize) -> Region {
+    let mapping = Mapping::anonymous(len, PageKind::Small).expect("memory");
+    transport.register(Arc::new(mapping), Access::ALL).expect("registering")
+}
+
+/// Bytes that are different everywhere and for every seed.
+pub(crate) fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend_from_slice(&(state ^ state >> 29).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// A checksum that notices every changed, moved or missing byte (64-bit polynomial over words).
+pub(crate) fn checksum(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut sum = bytes.len() as u64;
+    for word in words {
+        sum = (sum ^ u64::from_le_bytes(*word)).wrapping_mul(0x9fb2_1c65_1e98_df25).rotate_left(23);
+    }
+    for byte in rest {
+        sum = (sum ^ u64::from(*byte)).wrapping_mul(0x9fb2_1c65_1e98_df25).rotate_left(23);
+    }
+    sum
+}
+
+fn send(line: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
+    line.write_all(&(bytes.len() as u64).to_le_bytes())?;
+    line.write_all(bytes)
+}
+
+fn receive(line: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut len = [0; 8];
+    line.read_exact(&mut len)?;
+    let mut bytes = vec![0; u64::from_le_bytes(len) as usize];
+    line.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn word(bytes: &[u8], index: usize) -> u64 {
+    u64::from_le_bytes(bytes[8 * index..8 * index + 8].try_into().expect("eight bytes"))
+}
+
+/// What a target can be told; the first byte of a message.
+mod order {
+    pub(crate) const CHECKSUM: u8 = 0;
+    pub(crate) const FILL: u8 = 1;
+    pub(crate) const MEET: u8 = 2;
+    pub(crate) const ARRIVALS: u8 = 3;
+    pub(crate) const DESCRIPTOR: u8 = 4;
+    pub(crate) const REGISTER_AGAIN: u8 = 5;
+}
+
+/// A target process.
+pub(crate) struct Target {
+    child: Child,
+    line: TcpStream,
+    /// First address of its memory.
+    pub(crate) addr: u64,
+    pub(crate) descriptor: Vec<u8>,
+}
+
+impl Target {
+    /// Starts a target with `len` bytes of memory.
+    pub(crate) fn start(provider: &str, nics: usize, name: &str, len: usize) -> Target {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listening");
+        let port = listener.local_addr().expect("bound").port();
+        let child = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "target_process", "--nocapture", "--test-threads=1"])
+            .env(PORT, format!("{port} {nics} {len} {name} {provider}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("starting this program again");
+        // A target that dies before it calls is noticed by its absence.
+        listener.set_nonblocking(true).expect("a listener");
+        let deadline = soon();
+        let mut line = loop {
+            match listener.accept() {
+                Ok((line, _)) => break line,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => panic!("the target does not call: {error}"),
+            }
+        };
+        line.set_nonblocking(false).expect("a line");
+        line.set_read_timeout(Some(PATIENCE)).expect("a line");
+        line.set_nodelay(true).expect("a line");
+        let addr = word(&receive(&mut line).expect("its address"), 0);
+        let descriptor = receive(&mut line).expect("its descriptor");
+        Target { child, line, addr, descriptor }
+    }
+
+    fn ask(&mut self, order: u8, arguments: &[u8]) -> Vec<u8> {
+        let mut message = vec![order];
+        message.extend_from_slice(arguments);
+        send(&mut self.line, &message).expect("asking the target");
+        receive(&mut self.line).expect("the target's answer")
+    }
+
+    /// Each side takes in the other's descriptor.
+    pub(crate) fn meet(&mut self, transport: &Transport) -> PeerId {
+        let answer = self.ask(order::MEET, &transport.local_descriptor());
+        assert_eq!(answer, b"ok", "{}", String::from_utf8_lossy(&answer));
+        transport.add_or_update_peer(&self.descriptor).expect("its descriptor")
+    }
+
+    /// The checksum of all its memory.
+    pub(crate) fn checksum(&mut self) -> u64 {
+        word(&self.ask(order::CHECKSUM, &[]), 0)
+    }
+
+    /// Fills its memory with the pattern of a seed.
+    pub(crate) fn fill(&mut self, seed: u64) {
+        self.ask(order::FILL, &words(&[seed]));
+    }
+
+    /// Waits there until `count` writes with an immediate have arrived; how many have.
+    pub(crate) fn arrivals(&mut self, immediate: u64, count: u64) -> u64 {
+        word(&self.ask(order::ARRIVALS, &words(&[immediate, count])), 0)
+    }
+
+    /// Unregisters its memory, registers fresh memory, and tells about it.
+    pub(crate) fn register_again(&mut self) {
+        self.addr = word(&self.ask(order::REGISTER_AGAIN, &[]), 0);
+        self.descriptor = self.ask(order::DESCRIPTOR, &[]);
+    }
+
+    /// Ends it without a warning.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("killing the target");
+        self.child.wait().expect("its end");
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        // Whatever has become of the test: it must not stay. Errors mean that it has gone.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a target does; call it from a test called `target_process`. Does nothing in the program that was started first.
+pub(crate) fn serve() {
+    let Ok(order) = std::env::var(PORT) else { return };
+    let mut words_of = order.splitn(5, ' ');
+    let mut next = || words_of.next().expect("port, cards, length, name, provider");
+    let port: u16 = next().parse().expect("a port");
+    let nics: usize = next().parse().expect("a number of cards");
+    let len: usize = next().parse().expect("a length");
+    let (name, provider) = (next(), next());
+    let transport = Transport::open(config(provider, nics, name)).expect("opening at the target");
+    let mut region = memory(&transport, len);
+    let mut line = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the line");
+    line.set_nodelay(true).expect("a line");
+    send(&mut line, &words(&[region.addr()])).expect("the line");
+    send(&mut line, &transport.local_descriptor()).expect("the line");
+    let mut counters = std::collections::HashMap::new();
+    // The line breaks when the first program ends.
+    while let Ok(message) = receive(&mut line) {
+        let (order, arguments) = message.split_first().expect("an order");
+        let answer = match *order {
+            order::CHECKSUM => {
+                let mut bytes = vec![0; len];
+                region.read(0, &mut bytes).expect("our memory");
+                words(&[checksum(&bytes)])
+            }
+            order::FILL => {
+                region.write(0, &pattern(len, word(arguments, 0))).expect("our memory");
+                Vec::new()
+            }
+            order::MEET => match transport.add_or_update_peer(arguments) {
+                Ok(_) => b"ok".to_vec(),
+                Err(error) => error.to_string().into_bytes(),
+            },
+            order::ARRIVALS => {
+                let (immediate, count) = (word(arguments, 0) as u32, word(arguments, 1));
+                let counter =
+                    counters.entry(immediate).or_insert_with(|| transport.arrivals().watch(immediate));
+                let _ = counter.wait(count, soon());
+                words(&[counter.value()])
+            }
+            order::DESCRIPTOR => transport.local_descriptor(),
+            order::REGISTER_AGAIN => {
+                region.unregister(soon()).expect("unregistering");
+                region = memory(&transport, len);
+                words(&[region.addr()])
+            }
+            other => panic!("no such order: {other}"),
+        };
+        if send(&mut line, &answer).is_err() {
+            break;
+        }
+    }
+    std::process::exit(0);
+}
+
+/// Waits for something that does not tell when it has happened.
+pub(crate) fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
+    let deadline = soon();
+    while !happened() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Providers that tests run on: those of this machine's libfabric, and software EFA cards where they have been set up.
+pub(crate) fn providers() -> Vec<&'static str> {
+    let mut providers = vec!["tcp;ofi_rxm", "net", "tcp", "shm"];
+    if std::env::var("FI_PROVIDER").is_ok_and(|provider| provider == "efa") {
+        providers = vec!["efa/efa-direct", "efa/efa"];
+    }
+    providers
+}
