@@ -6,6 +6,7 @@ mod support;
 
 use fabric_safe::{Access, WriteOptions};
 use proptest::prelude::*;
+use soft_efa::rules::Rule;
 use support::node::Side;
 use support::{Part, library_2, network, pattern, two};
 
@@ -98,6 +99,28 @@ proptest! {
         network.set("SOFT_EFA_TEST_SEED", seed.to_string());
         eprintln!("{test}: seed {seed}, window {window}");
         two(&network, &library, if direct { "efa-direct" } else { "efa" }, "random");
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_parser_of_rules_takes_anything(text in "\\PC{0,200}") {
+        let _ = text.parse::<Rule>();
+        let _ = soft_efa::rules::parse_file(&text);
+    }
+
+    #[test]
+    fn almost_rules_are_read_or_refused_whole(
+        verb in "fail|delay|hold|kill|register|down|link|unreachable|x",
+        words in proptest::collection::vec(("status|us|errno|op|card|host|peer|min|max|nth|every|prob|times|y", "-?[0-9]{0,22}|send|rdma|0\\.[0-9]{1,5}|nan"), 0..8),
+    ) {
+        let line = words.iter().fold(verb.clone(), |line, (name, value)| format!("{line} {name}={value}"));
+        if let Ok(rule) = line.parse::<Rule>() {
+            // What is accepted says what happens, and can be asked about any request.
+            prop_assert!(verb != "x");
+            let _ = rule.meets("write", 0, 1, None, u64::MAX);
+            let _ = rule.hits(u16::MAX, u32::MAX);
+        }
     }
 }
 
