@@ -96,9 +96,6 @@ impl Builder {
             [] => &[SocketAddr::from(([127, 0, 0, 1], 0))],
             given => given,
         };
-        #[cfg(feature = "efa")]
-        let fabric =
-            crate::fabric::open(protocol, self.provider.as_deref(), listen.first().map(SocketAddr::ip))?;
         #[cfg(not(feature = "efa"))]
         if protocol == Protocol::Efa {
             return Err(Error::Unavailable {
@@ -106,11 +103,8 @@ impl Builder {
                 reason: crate::node::WITHOUT_LIBFABRIC.into(),
             });
         }
-        let node = Node::new(
-            protocol,
-            #[cfg(feature = "efa")]
-            fabric,
-        );
+        require_name(self.name.as_deref(), listen)?;
+        let node = Node::new(protocol);
         let answering = Arc::clone(&node);
         let mut transport = tcp_transport::Transport::builder()
             .handler(move |from, request: &[u8]| answering.answer(from, request));
@@ -130,7 +124,24 @@ impl Builder {
             transport = transport.lanes(lanes);
         }
         let transport = transport.build()?;
-        node.set_name(advertised_name(self.name, transport.local_addrs())?);
+        // Always a listening address: there is at least the default one.
+        let own = || transport.local_addrs().first().map(ToString::to_string);
+        let name = self.name.or_else(own).unwrap_or_default();
+        #[cfg(feature = "efa")]
+        match crate::fabric::open(
+            protocol,
+            self.provider.as_deref(),
+            &name,
+            listen.first().map(SocketAddr::ip),
+        ) {
+            Ok(fabric) => node.set_opened(name, fabric),
+            Err(error) => {
+                node.set_opened(name, Err(error.to_string()));
+                return Err(error);
+            }
+        }
+        #[cfg(not(feature = "efa"))]
+        node.set_opened(name);
         tracing::info!(name = node.name(), %protocol, %source, "engine is up");
         Ok(Engine {
             inner: Arc::new(Inner { transport, node, protocol, source, segments: Mutex::default() }),
@@ -138,14 +149,14 @@ impl Builder {
     }
 }
 
-fn advertised_name(given: Option<String>, listening: &[SocketAddr]) -> Result<String, Error> {
-    match (given, listening.first()) {
-        (Some(name), _) => Ok(name),
-        (None, Some(addr)) if !addr.ip().is_unspecified() => Ok(addr.to_string()),
-        (None, Some(addr)) => Err(Error::Setting(format!(
-            "an engine that listens on the wildcard address {addr} needs a name that peers can connect to: Builder::name(\"host:port\")"
+/// An address that stands for all of them is none that peers could connect to.
+fn require_name(name: Option<&str>, listen: &[SocketAddr]) -> Result<(), Error> {
+    match listen.first() {
+        Some(addr) if name.is_none() && addr.ip().is_unspecified() => Err(Error::Setting(format!(
+            "an engine that listens on the wildcard address {addr} needs a name that peers can connect to: \
+             Builder::name(\"host:port\")"
         ))),
-        (None, None) => Ok(String::new()),
+        _ => Ok(()),
     }
 }
 
@@ -363,8 +374,8 @@ mod tests {
     #[test]
     fn a_wildcard_needs_a_name() {
         let wildcard = [SocketAddr::from(([0, 0, 0, 0], 9000))];
-        assert!(advertised_name(None, &wildcard).is_err());
-        assert_eq!(advertised_name(Some("node7:9000".into()), &wildcard).unwrap(), "node7:9000");
-        assert_eq!(advertised_name(None, &[SocketAddr::from(([127, 0, 0, 1], 9))]).unwrap(), "127.0.0.1:9");
+        assert!(require_name(None, &wildcard).unwrap_err().to_string().contains("0.0.0.0:9000"));
+        assert!(require_name(Some("node7:9000"), &wildcard).is_ok());
+        assert!(require_name(None, &[SocketAddr::from(([127, 0, 0, 1], 9))]).is_ok());
     }
 }

@@ -25,14 +25,15 @@ pub(crate) struct Fabric {
 pub(crate) fn open(
     protocol: Protocol,
     provider: Option<&str>,
+    name: &str,
     source: Option<IpAddr>,
 ) -> Result<Result<Fabric, String>, Error> {
     if protocol == Protocol::Tcp {
         return Ok(Err("protocol tcp is in force".into()));
     }
-    let config = Config::from_env()?;
+    let config = Config::from_env()?.name(name);
     let opened = match provider {
-        Some(name) => Transport::open(with_source(config.provider(Provider::parse(name)), source)),
+        Some(wanted) => Transport::open(with_source(config.provider(Provider::parse(wanted)), source)),
         // The card alone where it can read and write by itself, or else with the provider's protocols.
         None => Transport::open(config.clone().provider(Provider::EfaDirect))
             .or_else(|_| Transport::open(config.provider(Provider::Efa))),
@@ -41,7 +42,12 @@ pub(crate) fn open(
         Ok(transport) => {
             let description = transport.describe();
             tracing::info!(%description, "libfabric is open");
-            let name = format!("{}/{}", description.provider, description.fabric);
+            // EFA has two fabrics of the same provider; elsewhere the fabric is a network's address.
+            let name = if description.provider == "efa" {
+                format!("efa/{}", description.fabric)
+            } else {
+                description.provider.clone()
+            };
             Ok(Ok(Fabric { transport, name }))
         }
         Err(error) if protocol == Protocol::Efa => Err(Error::Unavailable {
@@ -61,7 +67,7 @@ fn with_source(config: Config, source: Option<IpAddr>) -> Config {
 }
 
 impl Fabric {
-    /// Provider and fabric.
+    /// The provider, and EFA's fabric.
     pub(crate) fn name(&self) -> String {
         self.name.clone()
     }
@@ -92,10 +98,10 @@ impl Fabric {
     ) -> Result<efa_transport::Region, Error> {
         let mut rights = efa_transport::Access::LOCAL;
         if access.allows(Access::READ) {
-            rights |= efa_transport::Access::READ;
+            rights |= efa_transport::Access::REMOTE_READ;
         }
         if access.allows(Access::WRITE) {
-            rights |= efa_transport::Access::WRITE;
+            rights |= efa_transport::Access::REMOTE_WRITE;
         }
         Ok(self.transport.register(Arc::new(Shared(memory)), rights)?)
     }

@@ -17,35 +17,35 @@ use crate::settings::Protocol;
 pub(crate) const WITHOUT_LIBFABRIC: &str = "this program was built without the feature `efa`";
 
 pub(crate) struct Node {
-    name: OnceLock<String>,
     protocol: Protocol,
     regions: RwLock<Vec<Region>>,
+    opened: OnceLock<Opened>,
+}
+
+/// What is known once the transports are open. Peers that ask earlier wait for it.
+struct Opened {
+    name: String,
     /// The libfabric path, or why there is none.
     #[cfg(feature = "efa")]
     fabric: Result<Fabric, String>,
 }
 
 impl Node {
-    pub(crate) fn new(
-        protocol: Protocol,
-        #[cfg(feature = "efa")] fabric: Result<Fabric, String>,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            name: OnceLock::new(),
-            protocol,
-            regions: RwLock::default(),
-            #[cfg(feature = "efa")]
-            fabric,
-        })
+    pub(crate) fn new(protocol: Protocol) -> Arc<Self> {
+        Arc::new(Self { protocol, regions: RwLock::default(), opened: OnceLock::new() })
     }
 
-    /// Known once the transport listens.
-    pub(crate) fn set_name(&self, name: String) {
-        let _ = self.name.set(name);
+    /// Says what has been opened. Must be called once, whatever came of it, because peers' questions wait for it.
+    pub(crate) fn set_opened(&self, name: String, #[cfg(feature = "efa")] fabric: Result<Fabric, String>) {
+        let _ = self.opened.set(Opened {
+            name,
+            #[cfg(feature = "efa")]
+            fabric,
+        });
     }
 
     pub(crate) fn name(&self) -> &str {
-        self.name.get().map_or("", String::as_str)
+        &self.opened.wait().name
     }
 
     pub(crate) fn add(&self, region: Region) {
@@ -65,7 +65,7 @@ impl Node {
         let buffers =
             regions.iter().map(|region| BufferCard::new(region.label(), &region.tcp.descriptor())).collect();
         #[cfg(feature = "efa")]
-        let (fabric, no_fabric) = match &self.fabric {
+        let (fabric, no_fabric) = match &self.opened.wait().fabric {
             Ok(fabric) => (Some(fabric.descriptor()), String::new()),
             Err(reason) => (None, reason.clone()),
         };
@@ -81,7 +81,7 @@ impl Node {
             Ask::Describe(card) => {
                 // The asker's libfabric addresses must be known here before it sends anything.
                 #[cfg(feature = "efa")]
-                if let (Ok(fabric), Some(descriptor)) = (&self.fabric, &card.fabric) {
+                if let (Ok(fabric), Some(descriptor)) = (&self.opened.wait().fabric, &card.fabric) {
                     fabric.add_peer(descriptor).map_err(|error| error.to_string())?;
                 }
                 tracing::debug!(peer = %from.addr, name = card.name, "described to");
@@ -97,7 +97,7 @@ impl Node {
             return Ok(Chosen::Tcp);
         }
         #[cfg(feature = "efa")]
-        let missing = match (&self.fabric, &card.fabric) {
+        let missing = match (&self.opened.wait().fabric, &card.fabric) {
             (Ok(fabric), Some(descriptor)) => {
                 let peer = fabric.add_peer(descriptor)?;
                 tracing::info!(segment, path = fabric.name(), "libfabric is on both sides");
@@ -131,7 +131,7 @@ impl Node {
 
     #[cfg(feature = "efa")]
     pub(crate) fn fabric(&self) -> Result<&Fabric, Error> {
-        self.fabric.as_ref().map_err(|reason| Error::Unavailable {
+        self.opened.wait().fabric.as_ref().map_err(|reason| Error::Unavailable {
             path: "the libfabric path".into(),
             reason: reason.clone(),
         })
@@ -139,6 +139,6 @@ impl Node {
 
     #[cfg(feature = "efa")]
     pub(crate) fn fabric_name(&self) -> String {
-        self.fabric.as_ref().map_or_else(|_| "none".into(), Fabric::name)
+        self.fabric().map_or_else(|_| "none".into(), Fabric::name)
     }
 }

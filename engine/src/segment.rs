@@ -73,7 +73,7 @@ impl RemoteBuffer {
 pub enum Path {
     /// TCP, or the copy within the host that the TCP peers have agreed on.
     Tcp(tcp_transport::Path),
-    /// libfabric: provider and fabric.
+    /// libfabric, by its provider; EFA with its fabric, `efa/efa-direct` or `efa/efa`.
     Fabric(String),
 }
 

@@ -187,7 +187,8 @@ pub(crate) fn plan(
                         Ok(what) if !chosen => {
                             let provider = (name != "efa").then(|| name.clone());
                             runs.push(Transport::Fabric { provider });
-                            notes.push(format!("libfabric provider {name}: used ({what})"));
+                            let what = what.lines().skip(1).map(str::trim).collect::<Vec<_>>().join("; ");
+                            notes.push(format!("libfabric provider {name}: used; {what}"));
                             chosen = true;
                         }
                         Ok(_) => notes.push(format!("libfabric provider {name}: there, but a better one is")),
