@@ -139,6 +139,8 @@ fn run(core: &Core) {
     let mut quiet = 0_u32;
     let mut pause = FIRST;
     let mut usual = Usual::default();
+    // Where there are wait objects, work for peers wakes them.
+    let guess = core.any_manual() && !core.can_block();
     let mut looked = Instant::now();
     while !core.is_shut() {
         let epoch = core.parking.epoch.load(Ordering::Acquire);
@@ -152,7 +154,7 @@ fn run(core: &Core) {
         if !driven {
             let began = Instant::now();
             let happened = core.drive_all();
-            if usual.was_exceeded(began.elapsed()) || happened > 0 {
+            if happened > 0 || guess && usual.was_exceeded(began.elapsed()) {
                 quiet = 0;
                 pause = FIRST;
                 // Peers need the processor too, perhaps this very one.
