@@ -343,3 +343,128 @@ pub(crate) struct Holder {
     index: usize,
     generation: u32,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    fn post(table: &Table, token: u64, holds: &[HoldId]) -> Result<OperationId, PostError> {
+        let kind = OperationKind::Write;
+        table.post("test", kind, token, holds.iter().copied(), |_| 0)
+    }
+
+    /// The context that a provider would hand back.
+    fn context(table: &Table, slot: u32) -> *const c_void {
+        table.slots[slot as usize].context.get().cast()
+    }
+
+    #[test]
+    fn as_many_operations_as_slots_and_each_ends_once() {
+        let table = Table::new(3, false);
+        let posted: Vec<_> = (0..3).map(|token| post(&table, token, &[]).unwrap()).collect();
+        assert!(matches!(post(&table, 9, &[]), Err(PostError::Again)));
+        assert_eq!(table.in_flight(), 3);
+        for (token, id) in posted.iter().enumerate() {
+            let slot = table.slot_of(context(&table, id.slot)).unwrap();
+            assert_eq!(table.end(slot).unwrap().token, token as u64);
+            assert!(table.end(slot).is_none(), "a completion that comes twice ends nothing");
+        }
+        assert_eq!(table.in_flight(), 0);
+    }
+
+    #[test]
+    fn contexts_that_are_not_ours_are_told_apart() {
+        let table = Table::new(4, false);
+        let first = context(&table, 0) as usize;
+        let wrong = [0, 1, first - 128, first + 1, first + 64, first + 4 * 128, usize::MAX];
+        assert!(wrong.iter().all(|address| table.slot_of(*address as *const c_void).is_none()));
+        assert_eq!(table.slot_of((first + 3 * 128) as *const c_void), Some(3));
+    }
+
+    #[test]
+    fn a_refused_operation_leaves_nothing_behind() {
+        let table = Table::new(2, false);
+        let id = HoldId::new();
+        for _ in 0..100 {
+            let refused = table.post("test", OperationKind::Read, 1, [id].into_iter(), |_| -22);
+            assert!(matches!(refused, Err(PostError::Failed(_))));
+            let again = table.post("test", OperationKind::Read, 1, [id].into_iter(), |_| -11);
+            assert!(matches!(again, Err(PostError::Again)));
+            assert_eq!((table.in_flight(), table.holders(id).len()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_found_until_the_operation_has_ended() {
+        let table = Table::new(4, false);
+        let (mine, other) = (HoldId::new(), HoldId::new());
+        let one = post(&table, 1, &[other, mine]).unwrap();
+        post(&table, 2, &[other]).unwrap();
+        let holders = table.holders(mine);
+        assert_eq!(holders.len(), 1);
+        assert!(table.still_holds(&holders[0]));
+        table.end(one.slot as usize).unwrap();
+        assert!(!table.still_holds(&holders[0]));
+        assert!(table.context_of(one).is_none(), "nothing is left to cancel");
+    }
+
+    #[test]
+    fn closing_leaves_ends_to_be_told() {
+        for quiesced in [true, false] {
+            let table = Table::new(4, false);
+            let id = HoldId::new();
+            let posted: Vec<_> = (0..3).map(|token| post(&table, token, &[id]).unwrap()).collect();
+            table.end(posted[1].slot as usize).unwrap();
+            table.close(quiesced);
+            assert_eq!(table.holders(id).len(), if quiesced { 0 } else { 2 }, "memory at rest is free");
+            let (slot, ended, at_rest) = table.next_aborted(0).unwrap();
+            assert_eq!((ended.token, at_rest), (0, quiesced));
+            let (slot, ended, _) = table.next_aborted(slot + 1).unwrap();
+            assert_eq!(ended.token, 2);
+            assert!(table.next_aborted(slot + 1).is_none() && table.next_aborted(0).is_none());
+            assert_eq!(
+                table.holders(id).len(),
+                if quiesced { 0 } else { 2 },
+                "stranded memory stays for ever"
+            );
+        }
+    }
+
+    proptest::proptest! {
+        /// Any sequence of posting, refusing and ending in any order agrees with a list of what is outstanding.
+        #[test]
+        fn slots_are_conserved(
+            depth in 1usize..9,
+            steps in proptest::collection::vec((0u8..3, proptest::prelude::any::<usize>()), 0..200),
+        ) {
+            let table = Table::new(depth, false);
+            let mut outstanding: VecDeque<(OperationId, u64)> = VecDeque::new();
+            for (token, (step, which)) in steps.into_iter().enumerate() {
+                match step {
+                    0 => match post(&table, token as u64, &[]) {
+                        Ok(id) => outstanding.push_back((id, token as u64)),
+                        Err(_) => assert_eq!(outstanding.len(), depth),
+                    },
+                    1 => {
+                        let kind = OperationKind::Send;
+                        let refused = table.post("test", kind, 0, std::iter::empty(), |_| -11);
+                        assert!(refused.is_err());
+                    }
+                    _ => {
+                        let index = which % outstanding.len().max(1);
+                        if let Some((id, token)) = outstanding.remove(index) {
+                            assert_eq!(table.end(id.slot as usize).unwrap().token, token);
+                        }
+                    }
+                }
+                assert_eq!(table.in_flight(), outstanding.len());
+                let mut slots: Vec<_> = outstanding.iter().map(|(id, _)| id.slot).collect();
+                slots.sort_unstable();
+                slots.dedup();
+                assert_eq!(slots.len(), outstanding.len(), "two operations share a slot");
+            }
+        }
+    }
+}
