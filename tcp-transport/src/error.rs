@@ -111,6 +111,9 @@ pub enum Error {
         /// The peer.
         peer: SocketAddr,
     },
+    /// Copying to or from local device memory failed.
+    #[error("copying to or from local device memory failed: {0}")]
+    Device(String),
     /// The request was cancelled by its owner.
     #[error("cancelled")]
     Cancelled,
@@ -187,6 +190,8 @@ pub enum Refusal {
     ShuttingDown = 11,
     /// The target could not copy between the two processes.
     HostCopy = 12,
+    /// Copying to or from the target's device memory failed.
+    DeviceCopy = 13,
     /// A reason that this version does not know.
     Other = u16::MAX,
 }
@@ -207,6 +212,7 @@ impl Refusal {
             10 => Self::Duplicate,
             11 => Self::ShuttingDown,
             12 => Self::HostCopy,
+            13 => Self::DeviceCopy,
             _ => Self::Other,
         }
     }
@@ -227,6 +233,7 @@ impl fmt::Display for Refusal {
             Self::Duplicate => "delivered before",
             Self::ShuttingDown => "it is shutting down",
             Self::HostCopy => "it could not copy between the two processes",
+            Self::DeviceCopy => "it could not copy to or from its device memory",
             Self::Other => "for a reason that this version does not know",
         })
     }

@@ -11,6 +11,7 @@ use crate::error::{Error, Refusal};
 use crate::handshake::printable;
 use crate::seam::{self, Gather, Scatter};
 use crate::slice::{Cursor, Slice};
+use crate::staging::{self, Outgoing};
 use crate::wire::{Header, Kind, Malformed};
 
 /// Longest text that explains a refusal.
@@ -93,6 +94,7 @@ pub(crate) struct Initiator {
     queue: VecDeque<u32>,
     front_sent: u64,
     front_cursor: Cursor,
+    staged: Outgoing,
     decoder: Decoder,
     receiving: Option<Receiving>,
     in_flight: usize,
@@ -116,6 +118,7 @@ impl Initiator {
             queue: VecDeque::new(),
             front_sent: 0,
             front_cursor: Cursor::default(),
+            staged: Outgoing::default(),
             decoder: Decoder::default(),
             receiving: None,
             in_flight: 0,
@@ -184,6 +187,27 @@ impl Initiator {
         id
     }
 
+    /// Fetches what is to be sent next if it lies in a device; to be called before [`gather`](Self::gather).
+    pub(crate) fn stage(&mut self) -> Result<(), String> {
+        let Some(&index) = self.queue.front() else { return Ok(()) };
+        let Slot { slice, head, .. } = &self.slots[index as usize];
+        let Some(local) = &slice.local else { return Ok(()) };
+        match (slice.kind, local.region().memory.device()) {
+            (Kind::Write, Some(device)) => {
+                let done = self.front_sent.saturating_sub(head.len() as u64);
+                self.staged.fill(device, &slice.local_ranges, self.front_cursor, done)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the payload that is coming belongs in a device.
+    pub(crate) fn is_staging(&self) -> bool {
+        let Some(Receiving { slot, sink: Sink::Memory(_), .. }) = self.receiving else { return false };
+        let local = &self.slots[slot as usize].slice.local;
+        local.as_ref().is_some_and(|l| l.region().memory.device().is_some())
+    }
+
     /// Lists the next bytes to send.
     pub(crate) fn gather<'a>(&'a self, out: &mut Gather<'a>, limit: usize) {
         for (nth, &index) in self.queue.iter().enumerate() {
@@ -193,8 +217,19 @@ impl Initiator {
             let slot = &self.slots[index as usize];
             let (sent, cursor) =
                 if nth == 0 { (self.front_sent, self.front_cursor) } else { (0, Cursor::default()) };
+            let device = slot.slice.local.as_ref().is_some_and(|l| l.region().memory.device().is_some());
+            let staged = device && slot.slice.kind == Kind::Write;
+            if staged && nth > 0 {
+                return; // it is staged when it is the first
+            }
             let head_sent = usize::try_from(sent).unwrap_or(usize::MAX).min(slot.head.len());
             out.push_bytes(&slot.head[head_sent..]);
+            if staged {
+                if !out.is_full() {
+                    out.push_bytes(self.staged.from(sent.saturating_sub(slot.head.len() as u64)));
+                }
+                return;
+            }
             match (slot.slice.kind, &slot.slice.local) {
                 (Kind::Write, Some(local)) => {
                     for r in cursor.rest(&slot.slice.local_ranges) {
@@ -236,6 +271,7 @@ impl Initiator {
             self.queue.pop_front();
             self.front_sent = 0;
             self.front_cursor = Cursor::default();
+            self.staged.clear();
         }
     }
 
@@ -243,7 +279,9 @@ impl Initiator {
     pub(crate) fn scatter<'a>(&'a self, out: &mut Scatter<'a>, limit: u64) {
         let Some(Receiving { slot, sink: Sink::Memory(cursor), .. }) = self.receiving else { return };
         let slice = &self.slots[slot as usize].slice;
-        let Some(local) = &slice.local else { return };
+        let Some(local) = slice.local.as_ref().filter(|l| l.region().memory.device().is_none()) else {
+            return;
+        };
         let mut left = self.decoder.payload_left().min(limit);
         for r in cursor.rest(&slice.local_ranges) {
             if left == 0 || out.is_full() {
@@ -336,7 +374,11 @@ impl Initiator {
             Sink::Nowhere => {}
             Sink::Message => slice.message.extend_from_slice(bytes),
             Sink::Memory(cursor) => {
-                if let Some(local) = &slice.local {
+                if let Some(device) = slice.local.as_ref().and_then(|l| l.region().memory.device()) {
+                    if let Err(text) = staging::copy_in(device, &slice.local_ranges, *cursor, bytes) {
+                        slice.device_error.get_or_insert(text);
+                    }
+                } else if let Some(local) = &slice.local {
                     let mut left = bytes;
                     for r in cursor.rest(&slice.local_ranges) {
                         let (now, later) = left.split_at(left.len().min(r.len as usize));
@@ -380,7 +422,16 @@ impl Initiator {
             self.leavings.later.push(again);
             return Ok(());
         }
+        if let (0, Kind::Read, Some(device)) =
+            (code, slice.kind, slice.local.as_ref().and_then(|l| l.region().memory.device()))
+            && let Err(text) = device.flush()
+        {
+            slice.device_error.get_or_insert(text);
+        }
         let result = match (code, slice.kind) {
+            _ if slice.device_error.is_some() => {
+                Err(Error::Device(slice.device_error.take().unwrap_or_default()))
+            }
             // A retry of something that had been delivered: that is what was wanted, except that an answer is lost.
             (10, Kind::Call) => Err(Error::AnswerLost { peer: self.peer }),
             (0 | 10, _) => Ok(()),
@@ -525,6 +576,7 @@ impl Initiator {
         self.slots.clear();
         self.free.clear();
         self.queue.clear();
+        self.staged.clear();
         self.receiving = None;
         (self.in_flight, self.bytes_in_flight, self.bytes_expected) = (0, 0, 0);
         self.next_deadline = None;

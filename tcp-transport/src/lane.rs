@@ -178,6 +178,13 @@ impl Lane {
         self.host.store(on, Ordering::Release);
     }
 
+    /// An idle lane gets its first request: whoever had left it to the I/O threads did so for earlier ones.
+    pub(crate) fn begin(&self, core: &LaneCore) {
+        if core.initiator.in_flight() == 0 {
+            self.background.store(false, Ordering::Release);
+        }
+    }
+
     /// Whether one more slice may be put in flight.
     pub(crate) fn has_room(&self, core: &LaneCore, bytes: u64) -> bool {
         let initiator = &core.initiator;
@@ -212,6 +219,7 @@ impl Lane {
     pub(crate) fn stop_driving(&self) {
         self.driven.store(false, Ordering::Release);
         if self.in_flight() == 0 {
+            self.background.store(false, Ordering::Release);
             return;
         }
         loop {
@@ -376,6 +384,8 @@ impl LaneCore {
     pub(crate) fn flush(&mut self, socket: &TcpStream) -> Result<(), Cause> {
         let fd = socket.as_fd();
         loop {
+            // A copy from the device that fails ends the lane: the frame's header has promised the bytes.
+            self.initiator.stage()?;
             let (wanted, sent) = if let Some(cipher) = &mut self.cipher {
                 if cipher.outgoing().is_empty() {
                     let mut gather = Gather::new();
@@ -443,10 +453,11 @@ impl LaneCore {
                 let mut scatter = Scatter::new();
                 self.initiator.scatter(&mut scatter, MAX_MOVE as u64);
                 let direct = scatter.bytes();
-                let ahead = if direct as u64 > LARGE || (self.large && direct == 0) {
-                    AHEAD_LARGE
-                } else {
-                    AHEAD_SMALL
+                let ahead = match direct as u64 {
+                    0 if self.initiator.is_staging() => SCRATCH,
+                    0 if self.large => AHEAD_LARGE,
+                    n if n > LARGE => AHEAD_LARGE,
+                    _ => AHEAD_SMALL,
                 };
                 if !scatter.is_full() {
                     scatter.push_bytes(&mut scratch[..ahead]);

@@ -61,6 +61,8 @@ mod batch;
 mod cipher;
 mod clock;
 mod context;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod decoder;
 mod dialling;
 mod drive;
@@ -85,6 +87,7 @@ mod service;
 mod settings;
 mod slice;
 mod socket;
+mod staging;
 mod stats;
 mod submit;
 mod sync;
@@ -94,6 +97,8 @@ mod wire;
 mod workers;
 
 pub use batch::{BatchHandle, Status};
+#[cfg(feature = "cuda")]
+pub use cuda::CudaMemory;
 pub use error::{Error, Refusal};
 pub use events::{Arrival, Arrivals, Counter, Notification, Notifications};
 pub use foreign::{Foreign, MAX_HEAD, Recognition};

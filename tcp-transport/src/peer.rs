@@ -362,6 +362,7 @@ impl PeerInner {
                     (Kind::Write | Kind::HostWrite, false) => Kind::Write,
                     (other, _) => other,
                 };
+            lane.begin(&core);
             core.push(slice, floor);
             lane.publish(&core);
             drop(core);
@@ -408,7 +409,14 @@ impl PeerInner {
             state.spare.push(slice);
         }
         drop(state);
-        self.flush(touched, true);
+        for lane in touched.lanes.into_iter().flatten() {
+            if let Err(cause) = lane.flush() {
+                self.lane_lost(&lane, &cause);
+            } else if !lane.is_driven() {
+                // Whoever waits for these may be asleep: there was no lane to drive.
+                lane.leave_to_io();
+            }
+        }
     }
 
     fn discard(&self, slice: Slice) {

@@ -15,6 +15,7 @@ use crate::request::Range;
 use crate::seam::{self, Gather, HostCopy, Scatter};
 use crate::service::{Service, Session};
 use crate::slice::Cursor;
+use crate::staging::{self, Outgoing};
 use crate::window::Seen;
 use crate::wire::{self, Event, FLAG_IMMEDIATE, HEADER_LEN, Header, Kind, Malformed, Reader};
 
@@ -79,6 +80,7 @@ pub(crate) struct Responder {
     replies: VecDeque<Reply>,
     front_sent: u64,
     front_cursor: Cursor,
+    staged: Outgoing,
     queued_bytes: u64,
     spare: Vec<Vec<Range>>,
     host: Option<HostPeer>,
@@ -100,6 +102,7 @@ impl Responder {
             replies: VecDeque::new(),
             front_sent: 0,
             front_cursor: Cursor::default(),
+            staged: Outgoing::default(),
             queued_bytes: 0,
             spare: Vec::new(),
             host: None,
@@ -147,6 +150,9 @@ impl Responder {
     /// [`Initiator::scatter`]: crate::initiator::Initiator::scatter
     pub(crate) fn scatter<'a>(&'a self, out: &mut Scatter<'a>, limit: u64) -> Option<&'a RegionInner> {
         let Task::Write { region, cursor, .. } = &self.task else { return None };
+        if region.memory.device().is_some() {
+            return None;
+        }
         let mut left = self.decoder.payload_left().min(limit);
         for r in cursor.rest(&self.ranges) {
             if left == 0 || out.is_full() {
@@ -157,6 +163,11 @@ impl Responder {
             left -= len;
         }
         Some(region)
+    }
+
+    /// Whether the payload that is coming belongs in a device.
+    pub(crate) fn is_staging(&self) -> bool {
+        matches!(&self.task, Task::Write { region, .. } if region.memory.device().is_some())
     }
 
     /// So many bytes have been received where [`scatter`](Self::scatter) said.
@@ -331,13 +342,16 @@ impl Responder {
     }
 
     fn payload(&mut self, bytes: &[u8]) {
-        let mut revoked = false;
+        let mut refusal = None;
         match &mut self.task {
             Task::Idle | Task::Refused { .. } => {}
             Task::Message { bytes: message, .. } => message.extend_from_slice(bytes),
             Task::Write { region, cursor, .. } => {
                 let ranges = &self.ranges;
                 let copied = region.enter(|| {
+                    if let Some(device) = region.memory.device() {
+                        return staging::copy_in(device, ranges, *cursor, bytes);
+                    }
                     let mut left = bytes;
                     for r in cursor.rest(ranges) {
                         let (now, later) = left.split_at(left.len().min(r.len as usize));
@@ -347,13 +361,21 @@ impl Responder {
                             break;
                         }
                     }
+                    Ok(())
                 });
                 cursor.advance(ranges, bytes.len() as u64);
-                revoked = copied.is_err();
+                refusal = match copied {
+                    Ok(Ok(())) => None,
+                    Ok(Err(text)) => {
+                        tracing::warn!(peer = %self.from, "copying to device memory failed: {text}");
+                        Some(Refusal::DeviceCopy)
+                    }
+                    Err(revoked) => Some(revoked),
+                };
             }
         }
-        if revoked {
-            self.write_revoked();
+        if let (Some(code), Task::Write { id, .. }) = (refusal, &self.task) {
+            self.task = Task::Refused { id: *id, code };
         }
     }
 
@@ -362,7 +384,13 @@ impl Responder {
         match std::mem::replace(&mut self.task, Task::Idle) {
             Task::Idle => {}
             Task::Refused { id, code } => self.refuse(id, code),
-            Task::Write { id, bytes, event, .. } => {
+            Task::Write { id, region, bytes, event, .. } => {
+                // Complete means visible, and revoking waits for it.
+                let flushed = region.enter(|| region.memory.device().map_or(Ok(()), |d| d.flush()));
+                if region.memory.device().is_some() && !matches!(flushed, Ok(Ok(()))) {
+                    let code = if flushed.is_err() { Refusal::Revoked } else { Refusal::DeviceCopy };
+                    return self.refuse(id, code);
+                }
                 self.service.counters.bytes_served_written.fetch_add(bytes, Ordering::Relaxed);
                 let code = event.map_or(0, |(event, immediate)| self.deliver(event, immediate, bytes));
                 self.answer(id, code);
@@ -485,6 +513,17 @@ impl Responder {
         self.replies.push_back(Reply { head: header.to_bytes(), body, payload_len: header.payload_len });
     }
 
+    /// Fetches what is to be sent next if it lies in a device; to be called before [`gather`](Self::gather).
+    pub(crate) fn stage(&mut self) -> Result<(), String> {
+        let Some(Reply { body: Body::Memory(region, ranges), .. }) = self.replies.front() else {
+            return Ok(());
+        };
+        let Some(device) = region.memory.device() else { return Ok(()) };
+        let done = self.front_sent.saturating_sub(HEADER_LEN as u64);
+        // A revoked region is noticed where its bytes are about to be sent.
+        region.enter(|| self.staged.fill(device, ranges, self.front_cursor, done)).unwrap_or(Ok(()))
+    }
+
     /// Lists the next bytes to send. All registered memory among them is of the one region that is returned, so that
     /// the caller can [enter](RegionInner::enter) it.
     pub(crate) fn gather<'a>(&'a self, out: &mut Gather<'a>, limit: usize) -> Option<&'a RegionInner> {
@@ -501,8 +540,18 @@ impl Responder {
                 }
                 inside = Some(region);
             }
+            let staged = matches!(&reply.body, Body::Memory(region, _) if region.memory.device().is_some());
+            if staged && nth > 0 {
+                break; // it is staged when it is the first
+            }
             let head_sent = usize::try_from(sent).unwrap_or(usize::MAX).min(HEADER_LEN);
             out.push_bytes(&reply.head[head_sent..]);
+            if staged {
+                if !out.is_full() {
+                    out.push_bytes(self.staged.from(sent.saturating_sub(HEADER_LEN as u64)));
+                }
+                break;
+            }
             match &reply.body {
                 Body::None => {}
                 Body::Bytes(_) if out.is_full() => break,
@@ -545,6 +594,7 @@ impl Responder {
             }
             self.front_sent = 0;
             self.front_cursor = Cursor::default();
+            self.staged.clear();
             self.queued_bytes -= front.payload_len;
             if let Some(Reply { body: Body::Memory(_, mut ranges), .. }) = self.replies.pop_front()
                 && self.spare.len() < 64

@@ -13,7 +13,7 @@ use crate::clock::Coarse;
 use crate::handshake::Introduction;
 use crate::host::{self, HostPeer};
 use crate::io::{Interest, IoShared};
-use crate::lane::{AHEAD_LARGE, AHEAD_SMALL, Cause, LARGE, MAX_MOVE, seal, with_scratch};
+use crate::lane::{AHEAD_LARGE, AHEAD_SMALL, Cause, LARGE, MAX_MOVE, SCRATCH, seal, with_scratch};
 use crate::responder::{Errand, Responder};
 use crate::seam::{Gather, Scatter};
 use crate::service::Session;
@@ -242,10 +242,11 @@ impl ServerCore {
                 let mut scatter = Scatter::new();
                 let region = self.responder.scatter(&mut scatter, MAX_MOVE as u64);
                 let direct = scatter.bytes();
-                let ahead = if direct as u64 > LARGE || (self.large && direct == 0) {
-                    AHEAD_LARGE
-                } else {
-                    AHEAD_SMALL
+                let ahead = match direct as u64 {
+                    0 if self.responder.is_staging() => SCRATCH,
+                    0 if self.large => AHEAD_LARGE,
+                    n if n > LARGE => AHEAD_LARGE,
+                    _ => AHEAD_SMALL,
                 };
                 if !scatter.is_full() {
                     scatter.push_bytes(&mut scratch[..ahead]);
@@ -298,6 +299,7 @@ impl ServerCore {
     fn flush(&mut self, socket: &TcpStream) -> Result<(), Cause> {
         let fd = socket.as_fd();
         loop {
+            self.responder.stage()?;
             let (wanted, sent) = if let Some(cipher) = &mut self.cipher {
                 if cipher.outgoing().is_empty() {
                     let mut gather = Gather::new();

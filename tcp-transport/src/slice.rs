@@ -54,6 +54,8 @@ pub(crate) struct Slice {
     pub(crate) not_before: Option<Instant>,
     /// How often it has been tried.
     pub(crate) attempts: u32,
+    /// The first copy to its local device memory that failed.
+    pub(crate) device_error: Option<String>,
 }
 
 impl Slice {
@@ -73,6 +75,7 @@ impl Slice {
             deadline: now,
             not_before: None,
             attempts: 0,
+            device_error: None,
         }
     }
 
@@ -96,6 +99,7 @@ impl Slice {
         self.bytes = 0;
         self.not_before = None;
         self.attempts = 0;
+        self.device_error = None;
     }
 
     /// Whether another process could copy its local side.

@@ -21,7 +21,7 @@ enum Side {
 /// Ranges of `len` bytes in all, inside `LEN`, none of them overlapping another.
 fn side(len: u64) -> impl Strategy<Value = Side> {
     let room = LEN as u64;
-    let divisors: Vec<u64> = [1, 2, 4, 8, 16].into_iter().filter(|d| len % d == 0).collect();
+    let divisors: Vec<u64> = [1, 2, 4, 8, 16].into_iter().filter(|&d| len.is_multiple_of(d)).collect();
     prop::sample::select(divisors).prop_flat_map(move |parts| {
         let block = len / parts;
         let slots: Vec<u64> = (0..room / block).collect();
