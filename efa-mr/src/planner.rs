@@ -53,10 +53,12 @@
 //!
 //! Spread and far are optimal. When the budgets are ample (every NIC could take everything) pages are pooled into strips
 //! by page size, otherwise also by bytes per page, so that the partly used pages at the ends of unaligned buffers
-//! are the first to go without further copies. Load is optimal up to one page. The number of MRs is found by
-//! heuristics, except for small problems. Limits on the *number* of MRs are met by a repair afterwards that gives up
-//! copies of the smallest chunks first.
+//! are the first to go without further copies; with more than 512 different values, near ones are pooled. Load is optimal up to
+//! a page or so, and the number of MRs as small as the layout makes it. For small problems (up to 4 NICs and 24 pages) a search
+//! over all plans settles these two as well, unless it takes more than about a millisecond. Limits on the *number* of MRs are
+//! met by a repair afterwards that gives up copies of the smallest chunks first.
 
+mod exact;
 mod flow;
 mod strip;
 mod weave;
@@ -145,7 +147,11 @@ fn plan_wanted(buffers: &[Buffer], nics: &[Nic], wanted: Wanted, at_least: usize
     }
     let shares = flow::assign(&strips, nics)?;
     let chunks = weave::chunks(&strips, &shares, nics)?;
-    Ok(finish(buffers, nics, places, &strips, chunks))
+    let plan = finish(buffers, nics, &places, &strips, chunks);
+    Ok(match exact::improve(&strips, nics, &plan.score) {
+        Some(chunks) => finish(buffers, nics, &places, &strips, chunks),
+        None => plan,
+    })
 }
 
 /// The distinct locations, in order, and what is wanted for each.
@@ -174,7 +180,7 @@ fn places(buffers: &[Buffer], nics: &[Nic], wanted: Wanted, at_least: usize) -> 
 fn finish(
     buffers: &[Buffer],
     nics: &[Nic],
-    places: Vec<Place>,
+    places: &[Place],
     strips: &[strip::Strip],
     chunks: Vec<crate::plan::Chunk>,
 ) -> Plan {

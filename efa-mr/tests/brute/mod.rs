@@ -159,3 +159,38 @@ pub(crate) fn best(buffers: &[Buffer], nics: &[Nic], policy: &Policy) -> Option<
     };
     states.into_iter().map(with_load).max()
 }
+
+/// The best spread, and the least distance with it. What each NIC holds is all that these two depend on, so larger cases can be gone
+/// through.
+pub(crate) fn best_spread_and_far(buffers: &[Buffer], nics: &[Nic], policy: &Policy) -> Option<(u128, u128)> {
+    let better =
+        |a: (u128, u128), b: (u128, u128)| (a.0, std::cmp::Reverse(a.1)) > (b.0, std::cmp::Reverse(b.1));
+    let mut states: HashMap<[u8; 4], (u128, u128)> = HashMap::from([([0; 4], (0, 0))]);
+    for page in pages((buffers, nics, policy)) {
+        let mut next: HashMap<[u8; 4], (u128, u128)> = HashMap::new();
+        let weights: Vec<u32> =
+            nics.iter().map(|nic| nic.distance(page.location).weight().unwrap()).collect();
+        for (used, (spread, far)) in states {
+            for set in 1_u8..1 << nics.len() {
+                if set.count_ones() < page.least || set.count_ones() > page.wanted {
+                    continue;
+                }
+                let (mut used, mut far) = (used, far);
+                for nic in (0..nics.len()).filter(|nic| set >> nic & 1 == 1) {
+                    used[nic] += 1;
+                    far += u128::from(page.bytes) * u128::from(weights[nic]);
+                }
+                if used.iter().zip(nics).any(|(used, nic)| u64::from(*used) > nic.pte_left) {
+                    continue;
+                }
+                let score = (spread + u128::from(page.bytes) * u128::from(set.count_ones()), far);
+                let known = next.entry(used).or_insert(score);
+                if better(score, *known) {
+                    *known = score;
+                }
+            }
+        }
+        states = next;
+    }
+    states.into_values().reduce(|a, b| if better(b, a) { b } else { a })
+}
