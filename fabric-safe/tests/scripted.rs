@@ -22,6 +22,8 @@ const IS_CHILD: &str = "FABRIC_SAFE_TEST_SCRIPTED";
 /// `FI_PROVIDER_PATH`.
 fn on_every_library(test: &str, body: impl FnOnce(Control)) {
     if std::env::var_os(IS_CHILD).is_some() {
+        // What hangs ends: the signal kills the child, and the parent says so. SAFETY: no handler is installed.
+        unsafe { libc::alarm(150) };
         let found = Hints::new().provider("scripted").discover().unwrap();
         assert!(!found.is_empty());
         return body(Control::of_loaded_provider().unwrap());
@@ -46,6 +48,8 @@ fn as_child(command: &mut Command, test: &str, library: &Path, providers: &Path)
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
     command.env("FABRIC_LIBRARY", library).env_remove("LD_LIBRARY_PATH");
     command.env("FI_PROVIDER_PATH", providers).env("FI_PROVIDER", "scripted").env(IS_CHILD, "1");
+    // Shrinking panics often.
+    command.env("RUST_BACKTRACE", "0");
 }
 
 /// A folder with the provider under the name by which libfabric finds it.
@@ -623,7 +627,12 @@ fn run(control: Control, program: &[Step]) {
 fn random_programs_on_random_scripts() {
     on_every_library("random_programs_on_random_scripts", |control| {
         let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(64);
-        let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+        let config = ProptestConfig {
+            cases,
+            failure_persistence: None,
+            max_shrink_iters: 300,
+            ..ProptestConfig::default()
+        };
         proptest!(config, |(program in steps())| run(control, &program));
     });
 }
