@@ -9,9 +9,10 @@ use crate::workspace::{Package, Workspace};
 /// The layers from the bottom up; packages of one layer do not know each other. `xtask` stands outside: it drives cargo and
 /// depends on none of them.
 const LAYERS: &[&[&str]] = &[
-    &["fabric-sys", "soft-efa"],
+    &["fabric-sys"],
     &["fabric-safe"],
-    &["efa-mr"],
+    // soft-efa stands under libfabric itself; only its tests look down from above.
+    &["efa-mr", "soft-efa"],
     &["efa-transport", "tcp-transport"],
     &["engine"],
     &["weft-cli", "weft-capi", "weft-py"],
@@ -39,6 +40,11 @@ const PROMISES: &[Promise] = &[
         package: "efa-mr",
         features: "--no-default-features",
         never: &["fabric-", "ofi-libfabric-sys", "cudarc"],
+    },
+    Promise {
+        package: "soft-efa",
+        features: "--all-features",
+        never: &["fabric-", "efa-", "ofi-libfabric-sys"],
     },
     Promise {
         package: "engine",
