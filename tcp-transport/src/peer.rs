@@ -350,7 +350,8 @@ impl PeerInner {
                 continue;
             }
             let mut core = lane.core();
-            if !lane.has_room(&core, bytes) {
+            // Asked under the lock: what is pushed before a lane ends is handed over, what comes after would be lost.
+            if !lane.is_usable() || !lane.has_room(&core, bytes) {
                 continue;
             }
             let floor = if slice.event.is_some() { lock(&self.events).floor() } else { 0 };
@@ -528,8 +529,11 @@ impl PeerInner {
     fn ask_supersede(&self, state: &mut PeerState, lane: &Arc<Lane>) {
         let deadline = Instant::now() + Duration::from_secs(3600); // the lane's stall limit comes first
         for recovery in state.recovering.iter_mut().filter(|r| r.asked_on.is_none()) {
-            recovery.asked_on = Some(lane.number);
             let mut core = lane.core();
+            if !lane.is_usable() {
+                return; // another lane will be asked
+            }
+            recovery.asked_on = Some(lane.number);
             core.push(&mut Slice::control(Kind::Supersede, recovery.lane, deadline), 0);
             lane.publish(&core);
         }
