@@ -11,6 +11,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::Command;
 
+/// The efa provider's switch for its shared memory.
+const SHM: &str = "FI_EFA_ENABLE_SHM_TRANSFER";
+
 /// A set of software cards that several processes can share: one simulated network.
 ///
 /// Dropping it removes everything that the run has made. Processes that still run then keep what they have open.
@@ -94,12 +97,18 @@ impl Network {
             list
         };
         let library_path = joined(self.libraries.dir().as_os_str(), "LD_LIBRARY_PATH");
+        let shm_is_set = inherited(SHM).is_some();
         let preload = joined(self.libraries.redirect().as_os_str(), "LD_PRELOAD");
         command.env("LD_LIBRARY_PATH", library_path);
         if self.redirect {
             command.env("LD_PRELOAD", preload);
         }
         command.env("SYSFS_PATH", sysfs::root(self.dir()));
+        // The provider's shared memory between processes of one host is not what is tested here, and leaves files in /dev/shm when a
+        // process is killed. Whoever wants it says so.
+        if !shm_is_set {
+            command.env(SHM, "0");
+        }
         for (name, value) in &self.settings {
             command.env(name, value);
         }

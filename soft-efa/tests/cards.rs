@@ -270,7 +270,12 @@ fn sleepers(part: &Part) {
         let start = std::time::Instant::now();
         loop {
             let ended = side.node.queue.wait(&mut batch, Duration::from_secs(5)).unwrap();
-            if ended.inspect(|end| assert!(end.result().is_ok())).any(|end| end.token() == Some(token)) {
+            let mut found = false;
+            for end in ended {
+                assert!(end.result().is_ok());
+                found |= end.token() == Some(token);
+            }
+            if found {
                 return;
             }
             assert!(start.elapsed() < Duration::from_secs(30), "nobody woke us");
