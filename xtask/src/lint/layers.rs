@@ -11,8 +11,9 @@ use crate::workspace::{Package, Workspace};
 const LAYERS: &[&[&str]] = &[
     &["fabric-sys"],
     &["fabric-safe"],
-    // soft-efa stands under libfabric itself; only its tests look down from above.
-    &["efa-mr", "soft-efa"],
+    // It stands under libfabric itself and pulls in no layer; only its tests use fabric-safe, and those of others use it.
+    &["soft-efa"],
+    &["efa-mr"],
     &["efa-transport", "tcp-transport"],
     &["engine"],
     &["weft-cli", "weft-capi", "weft-py"],
