@@ -1,0 +1,239 @@
+//! The bare loop: what anybody would write over the same provider without a transport.
+//!
+//! One endpoint for each card, a window of operations kept full, completions read in batches; nothing is retried, balanced or
+//! checked. Its target is a process that does nothing but make progress.
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use benchkit::Result;
+use fabric_safe::{
+    Access, Address, AddressVector, AddressVectorOptions, CompletionBatch, CompletionFormat, CompletionQueue,
+    CompletionQueueOptions, Direction, Domain, Enabled, Endpoint, Fabric, Hints, Info, Mapping, MemoryRegion,
+    PageKind, PostError, RemoteRegion,
+};
+use std::io::{Read, Write};
+
+const BARE: &str = "EFA_TRANSPORT_BENCH_BARE";
+
+/// An endpoint with everything that it needs.
+pub(crate) struct BareCard {
+    endpoint: Endpoint<Enabled>,
+    queue: CompletionQueue,
+    vector: AddressVector,
+    region: MemoryRegion<Mapping>,
+    batch: CompletionBatch,
+    peer: Option<(Address, RemoteRegion)>,
+    in_flight: usize,
+}
+
+/// The first interface of the provider, as the transport would take it.
+fn info(provider: &str) -> Result<Info> {
+    let (provider, fabric) = provider.split_once('/').map_or((provider, None), |(p, f)| (p, Some(f)));
+    let mut hints = Hints::new().provider(provider);
+    if let Some(fabric) = fabric {
+        hints = hints.fabric(fabric);
+    }
+    if !matches!(provider, "efa" | "shm") {
+        hints = hints.source("127.0.0.1", None);
+    }
+    Ok(hints.discover()?.into_iter().next().ok_or("the provider has nothing here")?)
+}
+
+impl BareCard {
+    fn open(info: &Info, len: usize) -> Result<Self> {
+        let fabric = Fabric::open(info)?;
+        let domain = Domain::open(&fabric, info)?;
+        let vector = AddressVector::open(&domain, AddressVectorOptions::default())?;
+        let options =
+            CompletionQueueOptions { format: CompletionFormat::Context, ..CompletionQueueOptions::new(info) };
+        let waiting = CompletionQueue::open(&domain, CompletionQueueOptions { wait: true, ..options });
+        let queue = waiting.or_else(|_| CompletionQueue::open(&domain, options))?;
+        let endpoint = Endpoint::open(&domain, info)?
+            .bind_address_vector(&vector)?
+            .bind_completion_queue(&queue, Direction::Both)?
+            .enable()?;
+        let region = domain.register(Mapping::anonymous(len, PageKind::Small)?, Access::ALL)?;
+        let batch = CompletionBatch::new(64);
+        Ok(Self { endpoint, queue, vector, region, batch, peer: None, in_flight: 0 })
+    }
+
+    /// Takes completions; how many there were.
+    fn poll(&mut self) -> Result<usize> {
+        let mut ended = 0;
+        for completion in self.queue.poll(&mut self.batch)? {
+            completion.result().map_err(|error| error.to_string())?;
+            ended += 1;
+        }
+        self.in_flight -= ended;
+        Ok(ended)
+    }
+
+    /// Posts a write or a read at an offset; false if there is no room.
+    fn post(&mut self, write: bool, offset: usize, len: usize) -> Result<bool> {
+        let Some((to, remote)) = &self.peer else { return Err("no peer".into()) };
+        let slice = self.region.slice(offset..offset + len)?;
+        let at = remote.at(offset as u64);
+        let posted =
+            if write { self.endpoint.write(to, slice, at, 0) } else { self.endpoint.read(to, slice, at, 0) };
+        match posted {
+            Ok(_) => {
+                self.in_flight += 1;
+                Ok(true)
+            }
+            Err(PostError::Again) => Ok(false),
+            Err(error) => Err(error.to_string().into()),
+        }
+    }
+}
+
+/// A bare initiator and its target process.
+pub(crate) struct Bare {
+    cards: Vec<BareCard>,
+    child: Child,
+    _line: TcpStream,
+    len: usize,
+}
+
+impl Bare {
+    /// `cards` endpoints here and there, with `len` bytes each.
+    pub(crate) fn start(provider: &str, cards: usize, len: usize) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let port = listener.local_addr()?.port();
+        let child = Command::new(std::env::current_exe()?)
+            .env(BARE, format!("{port} {cards} {len} {provider}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()?;
+        let (mut line, _) = listener.accept()?;
+        let info = info(provider)?;
+        let mut opened = Vec::new();
+        for _ in 0..cards {
+            let mut card = BareCard::open(&info, len)?;
+            write_block(&mut line, &card.endpoint.name()?)?;
+            let address = card.vector.insert(&read_block(&mut line)?)?;
+            let remote = <[u8; 24]>::try_from(read_block(&mut line)?).map_err(|_| "not a region")?;
+            card.peer = Some((address, RemoteRegion::from_bytes(remote)));
+            opened.push(card);
+        }
+        Ok(Self { cards: opened, child, _line: line, len })
+    }
+
+    /// Moves `count` blocks of `size` bytes, `window` at a time on each card.
+    pub(crate) fn stream(&mut self, write: bool, size: usize, count: usize, window: usize) -> Result<()> {
+        let places = (self.len / size).max(1);
+        let (mut posted, mut ended, cards) = (0, 0, self.cards.len());
+        while ended < count {
+            let mut moved = false;
+            for index in 0..cards {
+                let card = &mut self.cards[index];
+                while card.in_flight < window && posted < count {
+                    if !card.post(write, posted % places * size, size)? {
+                        break;
+                    }
+                    posted += 1;
+                    moved = true;
+                }
+                let completed = card.poll()?;
+                ended += completed;
+                moved |= completed > 0;
+            }
+            if !moved {
+                std::thread::yield_now();
+            }
+        }
+        Ok(())
+    }
+
+    /// One operation on one pair of cards, to its end.
+    pub(crate) fn one(&mut self, card: usize, write: bool, size: usize) -> Result<()> {
+        let card = &mut self.cards[card];
+        while !card.post(write, 0, size)? {
+            card.poll()?;
+            std::thread::yield_now();
+        }
+        let mut idle = 0_u32;
+        while card.in_flight > 0 {
+            if card.poll()? == 0 {
+                idle += 1;
+                if idle > 64 {
+                    std::thread::yield_now();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        // It ends with its line anyhow.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The bare target, if this process is one; does not return then.
+pub(crate) fn serve_bare() {
+    let Ok(order) = std::env::var(BARE) else { return };
+    if let Err(error) = serve(&order) {
+        eprintln!("bare target: {error}");
+    }
+    std::process::exit(0);
+}
+
+fn serve(order: &str) -> Result<()> {
+    let mut words = order.splitn(4, ' ');
+    let mut next = || words.next().ok_or("port, cards, length, provider");
+    let (port, cards, len): (u16, usize, usize) = (next()?.parse()?, next()?.parse()?, next()?.parse()?);
+    let info = info(next()?)?;
+    let mut line = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    let mut opened = Vec::new();
+    for _ in 0..cards {
+        let card = BareCard::open(&info, len)?;
+        // Peers that answer must know who asks.
+        let peer = card.vector.insert(&read_block(&mut line)?)?;
+        write_block(&mut line, &card.endpoint.name()?)?;
+        write_block(&mut line, &card.region.remote().to_bytes())?;
+        opened.push((card, peer));
+    }
+    line.set_nonblocking(true)?;
+    loop {
+        for (card, _) in &mut opened {
+            card.poll()?;
+        }
+        let slept = match &mut opened[..] {
+            [(card, _)] => card.queue.wait(&mut card.batch, Duration::from_millis(1)).is_ok(),
+            _ => false,
+        };
+        if !slept {
+            std::thread::yield_now();
+        }
+        match line.read(&mut [0]) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            _ => return Ok(()),
+        }
+    }
+}
+
+fn write_block(line: &mut TcpStream, bytes: &[u8]) -> Result<()> {
+    line.write_all(&(bytes.len() as u32).to_le_bytes())?;
+    Ok(line.write_all(bytes)?)
+}
+
+fn read_block(line: &mut TcpStream) -> Result<Vec<u8>> {
+    let mut len = [0; 4];
+    line.read_exact(&mut len)?;
+    let mut bytes = vec![0; u32::from_le_bytes(len) as usize];
+    line.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Providers to measure: one of this machine's libfabric, and the software EFA cards where they have been set up.
+pub(crate) fn providers() -> Vec<&'static str> {
+    if std::env::var("FI_PROVIDER").is_ok_and(|provider| provider == "efa") {
+        return vec!["efa/efa-direct"];
+    }
+    vec!["tcp;ofi_rxm", "net", "shm"]
+}
