@@ -317,13 +317,13 @@ impl Config {
 }
 
 impl Provider {
-    /// From text as people write it: `auto`, `efa-direct`, `efa`, `tcp;ofi_rxm` (or `rxm`), `net`, `tcp`, `shm`, or any other name
+    /// From text as people write it: `auto`, `efa-direct`, `efa` (or `efa/efa-direct`, `efa/efa`), `tcp;ofi_rxm` (or `rxm`), `net`, `tcp`, `shm`, or any other name
     /// of libfabric's.
     pub fn parse(text: &str) -> Self {
         match text.to_ascii_lowercase().as_str() {
             "auto" | "" => Self::Auto,
-            "efa-direct" => Self::EfaDirect,
-            "efa" => Self::Efa,
+            "efa-direct" | "efa/efa-direct" => Self::EfaDirect,
+            "efa" | "efa/efa" => Self::Efa,
             "tcp;ofi_rxm" | "rxm" | "tcp-rxm" => Self::TcpRxm,
             "net" => Self::Net,
             "tcp" => Self::Tcp,

@@ -493,6 +493,8 @@ impl Core {
         let (done, failed) = state.tally();
         self.requests_done.fetch_add(done, Ordering::Relaxed);
         self.requests_failed.fetch_add(failed, Ordering::Relaxed);
+        metrics::counter!("weft_efa_requests_total", "result" => "done").increment(done);
+        metrics::counter!("weft_efa_requests_total", "result" => "failed").increment(failed);
     }
 
     /// Keeps a state for reuse.
@@ -732,6 +734,7 @@ impl Core {
         match decide(failure, attempts, self.config.retries, others, now, request.deadline) {
             Decision::Retry { at } => {
                 self.retried.fetch_add(1, Ordering::Relaxed);
+                metrics::counter!("weft_efa_retries_total").increment(1);
                 peer.counters.retries.fetch_add(1, Ordering::Relaxed);
                 if at <= now {
                     self.route(slice, now);
@@ -773,6 +776,7 @@ impl Core {
         lane.aside_until.store(health.aside_until(), Ordering::Relaxed);
         drop(health);
         if change == Change::SetAside {
+            metrics::counter!("weft_efa_nic_down_total", "nic" => lane.nic.name.clone()).increment(1);
             tracing::warn!(nic = %lane.nic.name, "set aside after {NIC_TOLERANCE} failures in a row");
             self.events.push(Event::NicDown { nic: lane.nic.name.clone() });
         }
@@ -780,6 +784,7 @@ impl Core {
 
     fn note_peer_failure(&self, peer: &Peer, now: u64) {
         if peer.health(|health| health.failed(now, PEER_TOLERANCE)) == Change::SetAside {
+            metrics::counter!("weft_efa_peer_down_total").increment(1);
             tracing::warn!(peer = %peer.name, "does not answer");
             self.events.push(Event::PeerDown { peer: peer.id, name: peer.name.clone() });
             // Whoever carries descriptors may find that it has restarted.
