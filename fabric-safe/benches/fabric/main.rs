@@ -98,18 +98,18 @@ fn counted(mode: &str, operations: u64) -> Result<()> {
     let operations = usize::try_from(operations)?;
     let point = target::Point { name: b"nobody".to_vec(), address: 0x1000, key: 1 };
     match mode {
-        "ours" => Safe::open("scripted", REGION_BYTES, &point)?.write(64, 8, operations),
+        "ours" => Safe::open("scripted", REGION_BYTES, &point)?.write(64, 16, operations),
         "bare" => {
             let mut bare = Bare::open("scripted", REGION_BYTES)?;
             bare.connect(&point)?;
-            bare.write(64, 8, operations)
+            bare.write(64, 16, operations)
         }
         mode => Err(format!("no mode {mode}").into()),
     }
 }
 
 fn count(bench: &mut Bench) -> Result<()> {
-    let case = "op=write size=64 window=8 provider=scripted what=added-by-the-wrapper";
+    let case = "op=write size=64 window=16 provider=scripted what=added-by-the-wrapper";
     if !bench.wants(case) {
         return Ok(());
     }
