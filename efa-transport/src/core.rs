@@ -898,6 +898,9 @@ impl Core {
         let now = self.clock.now();
         let patience = nanos(self.config.stuck_after);
         for lane in &self.lanes {
+            if let Some(trouble) = lane.nic.trouble() {
+                tracing::warn!(nic = %lane.nic.name, trouble, "the provider reports");
+            }
             let Ok(state) = lane.state.try_lock() else { continue };
             let stuck = state.queue.flying().any(|(_, work)| match work {
                 Work::Slice(slice) => {

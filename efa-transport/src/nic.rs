@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use fabric_safe::{
     Address, AddressVector, AddressVectorOptions, CompletionFormat, CompletionQueue, CompletionQueueOptions,
-    Direction, Domain, Endpoint, Fabric, Info, Mapping, MemoryRegion, Mode, PageKind, RawAddress, option,
+    Direction, Domain, Endpoint, EventQueue, Fabric, Info, Mapping, MemoryRegion, Mode, PageKind, RawAddress,
+    option,
 };
 
 use crate::error::Error;
@@ -29,6 +30,8 @@ pub(crate) struct Nic {
     pub(crate) link_mbps: u32,
     pub(crate) domain: Domain,
     vector: AddressVector,
+    /// Where the `efa` provider reports what belongs to no operation. Without one it ends the process instead.
+    troubles: Option<EventQueue>,
     pub(crate) queue: CompletionQueue,
     pub(crate) has_wait_object: bool,
     pub(crate) probe: MemoryRegion<Arc<Mapping>>,
@@ -67,10 +70,12 @@ impl Nic {
             }
             Err(error) => return Err(fail(error)),
         };
+        let efa = info.provider_name().contains("efa");
+        let troubles = if efa { EventQueue::open(&fabric).ok() } else { None };
         let probe = domain
             .register(memory(PROBE_MEMORY)?, fabric_safe::Access::ALL)
             .map_err(|failed| fail(failed.error))?;
-        let wants_receives = info.mode().contains(Mode::RX_CQ_DATA) || info.provider_name().contains("efa");
+        let wants_receives = info.mode().contains(Mode::RX_CQ_DATA) || efa;
         let bounce = if wants_receives && info.immediate_bytes() > 0 {
             let bounce = domain.register(memory(RECEIVES * RECEIVE_BYTES)?, fabric_safe::Access::RECV);
             Some(bounce.map_err(|failed| fail(failed.error))?)
@@ -85,6 +90,7 @@ impl Nic {
             info: info.clone(),
             domain,
             vector,
+            troubles,
             queue,
             has_wait_object,
             probe,
@@ -99,11 +105,12 @@ impl Nic {
     /// An endpoint on this NIC, with its receives posted.
     pub(crate) fn open_endpoint(&self) -> Result<Endpoint, Error> {
         let fail = |error| Error::fabric(format!("opening an endpoint on NIC {}", self.name), error);
-        let endpoint = Endpoint::open(&self.domain, &self.info)
-            .and_then(|endpoint| endpoint.bind_address_vector(&self.vector))
-            .and_then(|endpoint| endpoint.bind_completion_queue(&self.queue, Direction::Both))
-            .and_then(Endpoint::enable)
-            .map_err(fail)?;
+        let endpoint = match &self.troubles {
+            // A provider that takes no event queue needs none.
+            Some(_) => self.enable(self.troubles.as_ref()).or_else(|_| self.enable(None)),
+            None => self.enable(None),
+        }
+        .map_err(fail)?;
         *lock(&self.address) = endpoint.name().map_err(fail)?;
         if self.bounce.is_some() {
             for index in 0..RECEIVES.min(endpoint.receive_depth()) {
@@ -111,6 +118,25 @@ impl Nic {
             }
         }
         Ok(endpoint)
+    }
+
+    fn enable(&self, troubles: Option<&EventQueue>) -> Result<Endpoint, fabric_safe::Error> {
+        let mut endpoint = Endpoint::open(&self.domain, &self.info)?
+            .bind_address_vector(&self.vector)?
+            .bind_completion_queue(&self.queue, Direction::Both)?;
+        if let Some(troubles) = troubles {
+            endpoint = endpoint.bind_event_queue(troubles)?;
+        }
+        endpoint.enable()
+    }
+
+    /// What the provider has reported besides completions.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        match self.troubles.as_ref()?.read() {
+            Ok(None) => None,
+            Ok(Some(event)) => Some(format!("{event:?}")),
+            Err(error) => Some(error.to_string()),
+        }
     }
 
     /// Posts a receive again. A queue that is full has enough of them.
