@@ -30,7 +30,7 @@ pub(crate) struct Bare {
     bytes: Vec<u8>,
     contexts: Vec<fi_context2>,
     free: Vec<u32>,
-    entries: [fi_cq_tagged_entry; BATCH],
+    entries: [fi_cq_data_entry; BATCH],
     deliver: bool,
     peer: fi_addr_t,
     target: (u64, u64),
@@ -87,7 +87,7 @@ impl Bare {
             bytes: vec![1; bytes],
             contexts: vec![fi_context2::default(); 64],
             free: (0..64).collect(),
-            entries: [fi_cq_tagged_entry::default(); BATCH],
+            entries: [fi_cq_data_entry::default(); BATCH],
             deliver: false,
             peer: FI_ADDR_UNSPEC,
             target: (0, 0),
@@ -100,7 +100,7 @@ impl Bare {
             ok("fi_domain", fi_domain(bare.fabric, info, &raw mut bare.domain, null_mut()))?;
             let mut attr = fi_av_attr { type_: FI_AV_TABLE, count: 16, ..Default::default() };
             ok("fi_av_open", fi_av_open(bare.domain, &raw mut attr, &raw mut bare.av, null_mut()))?;
-            let mut attr = fi_cq_attr { format: FI_CQ_FORMAT_TAGGED, size: 4096, ..Default::default() };
+            let mut attr = fi_cq_attr { format: FI_CQ_FORMAT_DATA, size: 4096, ..Default::default() };
             ok("fi_cq_open", fi_cq_open(bare.domain, &raw mut attr, &raw mut bare.cq, null_mut()))?;
             ok("fi_endpoint", fi_endpoint(bare.domain, info, &raw mut bare.ep, null_mut()))?;
             ok("fi_ep_bind", fi_ep_bind(bare.ep, bare.av.cast(), 0))?;
