@@ -28,6 +28,7 @@ pub enum OperationKind {
 }
 
 impl OperationKind {
+    #[inline]
     pub(crate) fn from_raw(raw: u32) -> OperationKind {
         match raw {
             1 => OperationKind::Send,
@@ -134,6 +135,8 @@ pub struct CompletionBatch {
     pub(crate) raw: Box<[u64]>,
     pub(crate) sources: Box<[u64]>,
     pub(crate) items: Vec<Completion>,
+    /// Whether any of the items has something to drop.
+    pub(crate) errors: bool,
     capacity: usize,
 }
 
@@ -148,6 +151,7 @@ impl CompletionBatch {
             raw: vec![0; capacity * ENTRY_WORDS].into_boxed_slice(),
             sources: vec![sys::FI_ADDR_NOTAVAIL; capacity].into_boxed_slice(),
             items: Vec::with_capacity(capacity),
+            errors: false,
             capacity,
         }
     }
@@ -155,6 +159,29 @@ impl CompletionBatch {
     /// Completions that fit.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// Forgets what the latest reading brought.
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        if self.errors {
+            self.items.clear();
+            self.errors = false;
+        } else {
+            // SAFETY: no element has anything to drop, so shortening the vector is all that clearing does.
+            unsafe { self.items.set_len(0) };
+        }
+    }
+
+    /// Adds one, if there is room; there is, for as many as are read at a time.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, completion: Completion) {
+        let len = self.items.len();
+        if let Some(room) = self.items.spare_capacity_mut().first_mut() {
+            room.write(completion);
+            // SAFETY: the element behind the last one has just been written.
+            unsafe { self.items.set_len(len + 1) };
+        }
     }
 
     /// What the latest reading brought.

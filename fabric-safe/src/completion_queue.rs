@@ -13,7 +13,7 @@ use crate::completion::{Completion, CompletionBatch, OperationKind};
 use crate::domain::{Domain, lock};
 use crate::error::{Errno, ErrorKind, OperationError};
 use crate::object::close;
-use crate::operations::Table;
+use crate::operations::{Ended, Table};
 use crate::wait::WaitObject;
 use crate::{Capabilities, Error, Info, Usage};
 
@@ -195,7 +195,7 @@ impl CompletionQueue {
 
     #[inline]
     fn refill(&self, batch: &mut CompletionBatch) -> Result<(), Error> {
-        batch.items.clear();
+        batch.clear();
         let result = self.0.fill(&mut lock(&self.0.state), batch);
         // Without the lock: closing what has become free runs its owners' code.
         self.0.domain.0.reap();
@@ -371,34 +371,18 @@ impl QueueInner {
     }
 
     /// One entry, as the format lays it out.
-    #[inline]
+    #[inline(always)]
     fn entry(&self, state: &QueueState, batch: &mut CompletionBatch, index: usize) {
-        let at = batch.raw.as_ptr().cast::<u8>();
+        let at = batch.raw.as_ptr().cast::<u8>().wrapping_add(index * self.format.entry_bytes());
         // SAFETY: `index` is below the number of entries that fit, and the format says how long each is. Entries are aligned
         // for pointers, as the buffer is. Longer formats begin like shorter ones, so only the fields that a format has are
         // read.
         let entry = unsafe {
-            let at = at.add(index * self.format.entry_bytes());
-            let mut entry = sys::fi_cq_tagged_entry {
-                op_context: at.cast::<*mut c_void>().read(),
-                flags: 0,
-                len: 0,
-                buf: ptr::null_mut(),
-                data: 0,
-                tag: 0,
-            };
-            if self.format >= CompletionFormat::Message {
-                let at = at.cast::<sys::fi_cq_msg_entry>();
-                entry.flags = (*at).flags;
-                entry.len = (*at).len;
+            if self.format == CompletionFormat::Tagged {
+                at.cast::<sys::fi_cq_tagged_entry>().read()
+            } else {
+                self.short_entry(at)
             }
-            if self.format >= CompletionFormat::Data {
-                entry.data = (*at.cast::<sys::fi_cq_data_entry>()).data;
-            }
-            if self.format >= CompletionFormat::Tagged {
-                entry.tag = (*at.cast::<sys::fi_cq_tagged_entry>()).tag;
-            }
-            entry
         };
         let source = if self.sources { batch.sources[index] } else { sys::FI_ADDR_NOTAVAIL };
         let ended = state.end(entry.op_context);
@@ -417,7 +401,7 @@ impl QueueInner {
                 return;
             }
         };
-        batch.items.push(Completion {
+        batch.push(Completion {
             token,
             kind,
             ours,
@@ -428,6 +412,35 @@ impl QueueInner {
             source,
             error: None,
         });
+    }
+
+    /// An entry of a format that is not the longest.
+    ///
+    /// # Safety
+    ///
+    /// `at` points to an entry of the queue's format.
+    unsafe fn short_entry(&self, at: *const u8) -> sys::fi_cq_tagged_entry {
+        let mut entry = sys::fi_cq_tagged_entry {
+            op_context: ptr::null_mut(),
+            flags: 0,
+            len: 0,
+            buf: ptr::null_mut(),
+            data: 0,
+            tag: 0,
+        };
+        // SAFETY: as the caller promises; each format has the fields that are read for it.
+        unsafe {
+            entry.op_context = at.cast::<*mut c_void>().read();
+            if self.format >= CompletionFormat::Message {
+                let at = at.cast::<sys::fi_cq_msg_entry>();
+                entry.flags = (*at).flags;
+                entry.len = (*at).len;
+            }
+            if self.format >= CompletionFormat::Data {
+                entry.data = (*at.cast::<sys::fi_cq_data_entry>()).data;
+            }
+        }
+        entry
     }
 
     #[cold]
@@ -466,7 +479,8 @@ impl QueueInner {
             quiesced: true,
         };
         let ended = state.end(entry.op_context);
-        batch.items.push(Completion {
+        batch.errors = true;
+        batch.push(Completion {
             token: ended.as_ref().map_or(0, |ended| ended.token),
             kind: ended.as_ref().map_or(OperationKind::Unknown, |ended| ended.kind),
             ours: ended.is_some(),
@@ -515,7 +529,8 @@ impl QueueInner {
             while batch.items.len() < batch.capacity() {
                 let Some((slot, ended, quiesced)) = state.tables[index].next_aborted(from) else { break };
                 from = slot + 1;
-                batch.items.push(Completion {
+                batch.errors = true;
+                batch.push(Completion {
                     token: ended.token,
                     kind: ended.kind,
                     ours: true,
@@ -544,12 +559,14 @@ impl QueueInner {
 
 impl QueueState {
     /// Ends the operation that a context belongs to.
-    #[inline]
-    fn end(&self, context: *mut c_void) -> Option<crate::operations::Ended> {
-        self.tables
-            .iter()
-            .find_map(|table| Some((table, table.slot_of(context)?)))
-            .and_then(|(table, slot)| table.end(slot))
+    #[inline(always)]
+    fn end(&self, context: *mut c_void) -> Option<Ended> {
+        for table in &self.tables {
+            if let Some(slot) = table.slot_of(context) {
+                return table.end(slot);
+            }
+        }
+        None
     }
 }
 

@@ -26,7 +26,7 @@ use crate::error::PostError;
 pub(crate) const MAX_SEGMENTS: usize = 4;
 
 /// What a slot can hold: an address and the regions of every segment.
-const MAX_HOLDS: usize = MAX_SEGMENTS + 1;
+pub(crate) const MAX_HOLDS: usize = MAX_SEGMENTS + 1;
 
 /// Largest number of slots in a table, whatever the provider reports: 8 MiB of slots.
 pub(crate) const MAX_SLOTS: usize = 1 << 16;
@@ -45,6 +45,11 @@ const LOST: u32 = 4;
 /// Identifies an object that operations can hold: a region or an address. Never used twice in a process; 0 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HoldId(u64);
+
+impl HoldId {
+    /// Nothing.
+    pub(crate) const NONE: HoldId = HoldId(0);
+}
 
 impl HoldId {
     pub(crate) fn new() -> HoldId {
@@ -151,7 +156,7 @@ impl Table {
     // ---- the poster's half -------------------------------------------------------------------------------------------
 
     /// Takes the oldest free slot. Poster only.
-    #[inline]
+    #[inline(always)]
     fn claim(&self) -> Option<Claim> {
         let taken = self.taken.0.load(Ordering::Relaxed);
         // Acquire: what the poller did to the slot is over before we reuse it.
@@ -165,13 +170,13 @@ impl Table {
 
     /// Takes a slot, lets `submit` hand the operation to the provider under the slot's address, and takes the slot back if it
     /// is refused. Poster only.
-    #[inline]
-    pub(crate) fn post(
+    #[inline(always)]
+    pub(crate) fn post<const N: usize>(
         &self,
         call: &'static str,
         kind: OperationKind,
         token: u64,
-        holds: impl Iterator<Item = HoldId>,
+        holds: &[HoldId; N],
         submit: impl FnOnce(*mut c_void) -> isize,
     ) -> Result<OperationId, PostError> {
         let Some(claim) = self.claim() else { return Err(PostError::Again) };
@@ -185,23 +190,22 @@ impl Table {
         }
     }
 
-    /// Marks the slot as in flight, holding what `holds` names (at most [`MAX_HOLDS`] count). Poster only, before the
+    /// Marks the slot as in flight, holding what `holds` names. Poster only, before the
     /// provider sees the operation.
-    #[inline]
-    fn fill(
+    #[inline(always)]
+    fn fill<const N: usize>(
         &self,
         claim: Claim,
         kind: OperationKind,
         token: u64,
-        holds: impl Iterator<Item = HoldId>,
+        holds: &[HoldId; N],
     ) -> (*mut c_void, OperationId) {
+        const { assert!(N <= MAX_HOLDS) };
         let slot = &self.slots[claim.0];
-        let mut count = 0;
         for (place, hold) in slot.holds.iter().zip(holds) {
             place.store(hold.0, Ordering::Relaxed);
-            count += 1;
         }
-        slot.hold_count.store(count, Ordering::Relaxed);
+        slot.hold_count.store(N as u32, Ordering::Relaxed);
         slot.token.store(token, Ordering::Relaxed);
         slot.kind.store(kind as u32, Ordering::Relaxed);
         let generation = slot.generation.load(Ordering::Relaxed).wrapping_add(1);
@@ -239,7 +243,7 @@ impl Table {
     // ---- the poller's half -------------------------------------------------------------------------------------------
 
     /// Which slot a context from a completion is, if it is one of ours. The pointer is compared, never followed.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn slot_of(&self, context: *const c_void) -> Option<usize> {
         let offset = (context as usize).wrapping_sub(self.slots.as_ptr() as usize);
         let index = offset / size_of::<Slot>();
@@ -247,7 +251,7 @@ impl Table {
     }
 
     /// Ends the operation in a slot. `None` if there is none: a completion that came twice. Poller only.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn end(&self, index: usize) -> Option<Ended> {
         let slot = &self.slots[index];
         match slot.state.load(Ordering::Acquire) {
@@ -267,6 +271,7 @@ impl Table {
         }
     }
 
+    #[inline(always)]
     fn ended(&self, slot: &Slot) -> Ended {
         Ended {
             token: slot.token.load(Ordering::Relaxed),
@@ -274,7 +279,7 @@ impl Table {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn give_back(&self, index: usize) {
         let returned = self.returned.0.load(Ordering::Relaxed);
         self.ring[returned & (self.ring.len() - 1)].store(index as u32, Ordering::Relaxed);
@@ -350,9 +355,13 @@ mod tests {
 
     use super::*;
 
-    fn post(table: &Table, token: u64, holds: &[HoldId]) -> Result<OperationId, PostError> {
+    fn post<const N: usize>(
+        table: &Table,
+        token: u64,
+        holds: &[HoldId; N],
+    ) -> Result<OperationId, PostError> {
         let kind = OperationKind::Write;
-        table.post("test", kind, token, holds.iter().copied(), |_| 0)
+        table.post("test", kind, token, holds, |_| 0)
     }
 
     /// The context that a provider would hand back.
@@ -388,9 +397,9 @@ mod tests {
         let table = Table::new(2, false);
         let id = HoldId::new();
         for _ in 0..100 {
-            let refused = table.post("test", OperationKind::Read, 1, [id].into_iter(), |_| -22);
+            let refused = table.post("test", OperationKind::Read, 1, &[id], |_| -22);
             assert!(matches!(refused, Err(PostError::Failed(_))));
-            let again = table.post("test", OperationKind::Read, 1, [id].into_iter(), |_| -11);
+            let again = table.post("test", OperationKind::Read, 1, &[id], |_| -11);
             assert!(matches!(again, Err(PostError::Again)));
             assert_eq!((table.in_flight(), table.holders(id).len()), (0, 0));
         }
@@ -449,7 +458,7 @@ mod tests {
                     },
                     1 => {
                         let kind = OperationKind::Send;
-                        let refused = table.post("test", kind, 0, std::iter::empty(), |_| -11);
+                        let refused = table.post("test", kind, 0, &[], |_| -11);
                         assert!(refused.is_err());
                     }
                     _ => {

@@ -7,7 +7,7 @@ use crate::completion::OperationKind;
 use crate::endpoint::{Enabled, Endpoint};
 use crate::error::PostError;
 use crate::flags::{Access, PostFlags};
-use crate::operations::OperationId;
+use crate::operations::{HoldId, OperationId};
 use crate::region::Slice;
 use crate::transmit::{Segments, check_slice};
 
@@ -59,8 +59,9 @@ impl Endpoint<Enabled> {
         let _gate = side.enter()?;
         self.state.check_sender(from)?;
         check_slice(&self.state.domain, target, Access::RECV)?;
-        let holds = from.map(Address::id).into_iter().chain([target.region.id]);
-        side.table.post("fi_recv", OperationKind::Receive, token, holds, |context| {
+        let peer = from.map_or(HoldId::NONE, Address::id);
+        let holds = [target.region.id, peer];
+        side.table.post("fi_recv", OperationKind::Receive, token, &holds, |context| {
             // SAFETY: the endpoint is open; target and peer are held by the operation until it has ended.
             unsafe {
                 sys::fi_recv(
@@ -94,7 +95,7 @@ impl Endpoint<Enabled> {
         let mut segments = Segments::new(&self.state.domain, targets, limit, Access::RECV)?;
         let raw = self.state.raw.as_ptr();
         let flags = (options.flags & PostFlags::MORE).bits() | sys::FI_COMPLETION;
-        let holds = segments.holds_from(from);
+        let holds = &segments.holds(from);
         match options.tag {
             Some(tag) => side.table.post("fi_trecvmsg", OperationKind::Receive, token, holds, |context| {
                 let message = sys::fi_msg_tagged {

@@ -13,7 +13,7 @@ use crate::domain::Domain;
 use crate::endpoint::{Enabled, Endpoint};
 use crate::error::{Error, PostError, Usage};
 use crate::flags::{Access, PostFlags};
-use crate::operations::{HoldId, MAX_SEGMENTS, OperationId};
+use crate::operations::{HoldId, MAX_HOLDS, MAX_SEGMENTS, OperationId};
 use crate::region::Slice;
 use crate::remote::Remote;
 
@@ -233,7 +233,7 @@ impl Transmit<'_> {
         let descriptor = source.region.descriptor;
         let holds = [to.id(), source.region.id];
         if !self.endpoint.limits.delivery_complete {
-            return self.post("fi_write", OperationKind::Write, token, holds, |context| {
+            return self.post("fi_write", OperationKind::Write, token, &holds, |context| {
                 // SAFETY: the endpoint is open; source and peer are held by the operation until it has ended.
                 unsafe {
                     sys::fi_write(
@@ -253,7 +253,7 @@ impl Transmit<'_> {
         let rma_iov = sys::fi_rma_iov { addr: target.address, len: source.len_bytes, key: target.key };
         let mut descriptor = descriptor;
         let flags = sys::FI_DELIVERY_COMPLETE | sys::FI_COMPLETION;
-        self.post("fi_writemsg", OperationKind::Write, token, holds, |context| {
+        self.post("fi_writemsg", OperationKind::Write, token, &holds, |context| {
             let message = rma_message(&iov, &mut descriptor, 1, to, &rma_iov, context, 0);
             // SAFETY: as above; what the message points to is read during the call only (no FI_ASYNC_IOV).
             unsafe { sys::fi_writemsg(raw, &message, flags) }
@@ -283,8 +283,8 @@ impl Transmit<'_> {
         }
         let rma_iov = sys::fi_rma_iov { addr: target.address, len: segments.len_bytes, key: target.key };
         let raw = self.raw();
-        let holds = segments.holds(to);
-        self.post_many("fi_writemsg", OperationKind::Write, token, holds, |context| {
+        let holds = &segments.holds(Some(to));
+        self.post("fi_writemsg", OperationKind::Write, token, holds, |context| {
             let message = rma_message(
                 segments.iov.as_ptr(),
                 segments.descriptors.as_mut_ptr(),
@@ -317,7 +317,7 @@ impl Transmit<'_> {
         self.check_len(target.len_bytes)?;
         let raw = self.raw();
         let holds = [from.id(), target.region.id];
-        self.post("fi_read", OperationKind::Read, token, holds, |context| {
+        self.post("fi_read", OperationKind::Read, token, &holds, |context| {
             // SAFETY: the endpoint is open; target and peer are held by the operation until it has ended.
             unsafe {
                 sys::fi_read(
@@ -354,8 +354,8 @@ impl Transmit<'_> {
         let flags = self.flags(flags.difference(PostFlags::COMPLETION_LEVEL))?;
         let rma_iov = sys::fi_rma_iov { addr: source.address, len: segments.len_bytes, key: source.key };
         let raw = self.raw();
-        let holds = segments.holds(from);
-        self.post_many("fi_readmsg", OperationKind::Read, token, holds, |context| {
+        let holds = &segments.holds(Some(from));
+        self.post("fi_readmsg", OperationKind::Read, token, holds, |context| {
             let message = rma_message(
                 segments.iov.as_ptr(),
                 segments.descriptors.as_mut_ptr(),
@@ -411,7 +411,7 @@ impl Transmit<'_> {
         self.check_len(message.len_bytes)?;
         let raw = self.raw();
         let holds = [to.id(), message.region.id];
-        self.post("fi_send", OperationKind::Send, token, holds, |context| {
+        self.post("fi_send", OperationKind::Send, token, &holds, |context| {
             // SAFETY: the endpoint is open; message and peer are held by the operation until it has ended.
             unsafe {
                 sys::fi_send(
@@ -443,9 +443,9 @@ impl Transmit<'_> {
         let data = self.check_immediate(options.immediate)?;
         let flags = self.flags(options.flags)? | immediate_flag(options.immediate);
         let raw = self.raw();
-        let holds = segments.holds(to);
+        let holds = &segments.holds(Some(to));
         if let Some(tag) = options.tag {
-            return self.post_many("fi_tsendmsg", OperationKind::Send, token, holds, |context| {
+            return self.post("fi_tsendmsg", OperationKind::Send, token, holds, |context| {
                 let message = sys::fi_msg_tagged {
                     msg_iov: segments.iov.as_ptr(),
                     desc: segments.descriptors.as_mut_ptr(),
@@ -460,7 +460,7 @@ impl Transmit<'_> {
                 unsafe { sys::fi_tsendmsg(raw, &message, flags) }
             });
         }
-        self.post_many("fi_sendmsg", OperationKind::Send, token, holds, |context| {
+        self.post("fi_sendmsg", OperationKind::Send, token, holds, |context| {
             let message = sys::fi_msg {
                 msg_iov: segments.iov.as_ptr(),
                 desc: segments.descriptors.as_mut_ptr(),
@@ -515,7 +515,7 @@ impl Transmit<'_> {
         self.check_operand(result, Access::READ)?;
         let raw = self.raw();
         let holds = [to.id(), operand.region.id, result.region.id];
-        self.post("fi_fetch_atomic", OperationKind::Atomic, token, holds, |context| {
+        self.post("fi_fetch_atomic", OperationKind::Atomic, token, &holds, |context| {
             // SAFETY: the endpoint is open; operands and peer are held by the operation until it has ended.
             unsafe {
                 sys::fi_fetch_atomic(
@@ -556,7 +556,7 @@ impl Transmit<'_> {
         self.check_operand(result, Access::READ)?;
         let raw = self.raw();
         let holds = [to.id(), operand.region.id, compare.region.id, result.region.id];
-        self.post("fi_compare_atomic", OperationKind::Atomic, token, holds, |context| {
+        self.post("fi_compare_atomic", OperationKind::Atomic, token, &holds, |context| {
             // SAFETY: the endpoint is open; operands and peer are held by the operation until it has ended.
             unsafe {
                 sys::fi_compare_atomic(
@@ -587,25 +587,13 @@ impl Transmit<'_> {
     }
 
     /// Takes a slot, lets the provider have the operation, and takes the slot back if it does not want it.
-    #[inline]
+    #[inline(always)]
     fn post<const N: usize>(
         &mut self,
         call: &'static str,
         kind: OperationKind,
         token: u64,
-        holds: [HoldId; N],
-        submit: impl FnOnce(*mut c_void) -> isize,
-    ) -> Result<OperationId, PostError> {
-        self.endpoint.transmit.table.post(call, kind, token, holds.into_iter(), submit)
-    }
-
-    #[inline]
-    fn post_many(
-        &mut self,
-        call: &'static str,
-        kind: OperationKind,
-        token: u64,
-        holds: impl Iterator<Item = HoldId>,
+        holds: &[HoldId; N],
         submit: impl FnOnce(*mut c_void) -> isize,
     ) -> Result<OperationId, PostError> {
         self.endpoint.transmit.table.post(call, kind, token, holds, submit)
@@ -744,7 +732,7 @@ fn rma_message(
 pub(crate) struct Segments {
     pub(crate) iov: [iovec; MAX_SEGMENTS],
     pub(crate) descriptors: [*mut c_void; MAX_SEGMENTS],
-    regions: [Option<HoldId>; MAX_SEGMENTS],
+    regions: [HoldId; MAX_SEGMENTS],
     pub(crate) count: usize,
     pub(crate) len_bytes: usize,
 }
@@ -763,7 +751,7 @@ impl Segments {
         let mut segments = Segments {
             iov: [const { iovec { iov_base: ptr::null_mut(), iov_len: 0 } }; MAX_SEGMENTS],
             descriptors: [ptr::null_mut(); MAX_SEGMENTS],
-            regions: [None; MAX_SEGMENTS],
+            regions: [HoldId::NONE; MAX_SEGMENTS],
             count: slices.len(),
             len_bytes: 0,
         };
@@ -771,20 +759,18 @@ impl Segments {
             check_slice(domain, *slice, access)?;
             segments.iov[index] = iovec { iov_base: slice.address.cast(), iov_len: slice.len_bytes };
             segments.descriptors[index] = slice.region.descriptor;
-            segments.regions[index] = Some(slice.region.id);
+            segments.regions[index] = slice.region.id;
             segments.len_bytes = segments.len_bytes.saturating_add(slice.len_bytes);
         }
         Ok(segments)
     }
 
-    /// What the operation holds: the peer and every region.
+    /// What the operation holds: every region, and the peer. The rest of the array holds nothing.
     #[inline]
-    pub(crate) fn holds(&self, peer: &Address) -> impl Iterator<Item = HoldId> + use<> {
-        core::iter::once(peer.id()).chain(self.regions.into_iter().flatten())
-    }
-
-    #[inline]
-    pub(crate) fn holds_from(&self, peer: Option<&Address>) -> impl Iterator<Item = HoldId> + use<> {
-        peer.map(Address::id).into_iter().chain(self.regions.into_iter().flatten())
+    pub(crate) fn holds(&self, peer: Option<&Address>) -> [HoldId; MAX_HOLDS] {
+        let mut holds = [HoldId::NONE; MAX_HOLDS];
+        holds[..MAX_SEGMENTS].copy_from_slice(&self.regions);
+        holds[MAX_SEGMENTS] = peer.map_or(HoldId::NONE, Address::id);
+        holds
     }
 }
