@@ -116,7 +116,11 @@ fn drive(child: &mut Child, provider: &str, nics: &str, mode: &str) -> Anything<
                 println!("{event:?}");
             }
             let began = Instant::now();
-            println!("{:?} {:?}", region.unregister(Instant::now() + Duration::from_secs(5)), began.elapsed());
+            println!(
+                "{:?} {:?}",
+                region.unregister(Instant::now() + Duration::from_secs(5)),
+                began.elapsed()
+            );
         }
         "idle" => {
             let before = cpu();
@@ -131,7 +135,13 @@ fn drive(child: &mut Child, provider: &str, nics: &str, mode: &str) -> Anything<
                 while done < count {
                     for i in 0..(count - done).min(256) {
                         let at = ((done + i) * size % LEN) as u64;
-                        batch.push(Request::write(peer, &region, region.addr() + at, there + at, size as u64))?;
+                        batch.push(Request::write(
+                            peer,
+                            &region,
+                            region.addr() + at,
+                            there + at,
+                            size as u64,
+                        ))?;
                     }
                     done += batch.len();
                     transport.submit(&mut batch)?.wait()?;
