@@ -128,6 +128,10 @@ impl<'a> Flow<'a> {
     /// Places copies of one of the strips (which are of equal value) on the cheapest path; false if none is left to
     /// place or nothing fits. `limit` is how many copies a strip may have in all.
     fn augment(&mut self, strips: &[usize], limit: impl Fn(usize) -> u64) -> bool {
+        if self.left.iter().all(|left| *left == 0) {
+            self.search.cost.clear(); // No search is needed to find nothing: all strips compete for all NICs.
+            return false;
+        }
         // Without moving anything else: the cheapest NIC with room. Nothing is cheaper than the cheapest NIC, and as all
         // is optimal so far, moving others out of the way never earns anything; so this is a shortest path.
         let mut best: Option<(i64, f64, usize, usize)> = None;
