@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -35,6 +35,8 @@ pub(crate) struct BatchState {
     alive: AtomicUsize,
     /// Some slice was let go of while its bytes may still be under way.
     doubtful: AtomicBool,
+    /// A bit for each lane that a slice has been put on, by its number modulo 64.
+    lanes: AtomicU64,
     counters: Arc<Counters>,
 }
 
@@ -120,6 +122,7 @@ impl BatchState {
             running: AtomicUsize::new(0),
             alive: AtomicUsize::new(0),
             doubtful: AtomicBool::new(false),
+            lanes: AtomicU64::new(0),
             counters,
         })
     }
@@ -138,6 +141,7 @@ impl BatchState {
         self.running.store(1, Ordering::Relaxed);
         self.alive.store(0, Ordering::Relaxed);
         self.doubtful.store(false, Ordering::Relaxed);
+        self.lanes.store(0, Ordering::Relaxed);
     }
 
     /// One more slice of a request.
@@ -146,6 +150,19 @@ impl BatchState {
         self.running.fetch_add(1, Ordering::Relaxed);
         self.alive.fetch_add(1, Ordering::Relaxed);
         Ticket { batch: Arc::clone(self), index: index as u32, ended: false }
+    }
+
+    /// A slice has been put on this lane.
+    pub(crate) fn mark_lane(&self, number: u64) {
+        let bit = 1 << (number % 64);
+        if self.lanes.load(Ordering::Relaxed) & bit == 0 {
+            self.lanes.fetch_or(bit, Ordering::Release);
+        }
+    }
+
+    /// Whether a slice may be on this lane: a waiter leaves the others to those who wait for them.
+    pub(crate) fn uses_lane(&self, number: u64) -> bool {
+        self.lanes.load(Ordering::Acquire) & 1 << (number % 64) != 0
     }
 
     /// This slice starts when all others of the request have ended well.

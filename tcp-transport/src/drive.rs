@@ -78,7 +78,7 @@ impl Peers {
         self.lanes.clear();
         for peer in &self.list {
             peer.lanes(|lane| {
-                if lane.in_flight() == 0 || self.lanes.len() == MAX_DRIVEN {
+                if lane.in_flight() == 0 || !batch.uses_lane(lane.number) || self.lanes.len() == MAX_DRIVEN {
                     return;
                 }
                 if !lane.try_drive() {
@@ -101,21 +101,20 @@ impl Peers {
     }
 
     fn run(&mut self, batch: &BatchState, deadline: Option<Instant>, done: fn(&BatchState) -> bool) {
-        let mut last_tick = Coarse::now();
+        let started = Coarse::now();
         while !done(batch) {
             let now = Coarse::now();
-            if now.since(last_tick) >= TICK {
-                last_tick = now;
-                if !self.tick(Instant::now()) || done(batch) {
-                    return;
-                }
+            if now.since(started) >= TICK {
+                // Slices of the batch may be on other lanes by now: the caller collects the lanes anew.
+                self.tick(Instant::now());
+                return;
             }
             // The precise clock is only asked by those who are in a hurry.
             let left = deadline.map_or(TICK, |d| d.saturating_duration_since(Instant::now()));
             if left.is_zero() || self.lanes.iter().all(|l| l.in_flight() == 0) {
                 return;
             }
-            if self.lanes.len() == 1 && left >= BLOCKING_RECEIVE && self.is_alone() {
+            if self.lanes.len() == 1 && left >= BLOCKING_RECEIVE && self.is_alone(batch) {
                 let lane = Arc::clone(&self.lanes[0]);
                 if lane.can_block() {
                     let result = lane.receive_blocking(&mut self.leavings);
@@ -142,12 +141,12 @@ impl Peers {
         }
     }
 
-    /// Whether everything that is in flight to these peers is on the one lane that is being driven, so that nobody else can
+    /// Whether everything of the batch that is in flight is on the one lane that is being driven, so that nobody else can
     /// end the batch.
-    fn is_alone(&self) -> bool {
+    fn is_alone(&self, batch: &BatchState) -> bool {
         let mut others = 0;
         for peer in &self.list {
-            peer.lanes(|lane| others += usize::from(lane.in_flight() > 0));
+            peer.lanes(|lane| others += usize::from(lane.in_flight() > 0 && batch.uses_lane(lane.number)));
             others += peer.queued();
         }
         others <= 1

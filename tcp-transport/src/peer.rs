@@ -364,6 +364,9 @@ impl PeerInner {
                     (other, _) => other,
                 };
             lane.begin(&core);
+            if let Some(ticket) = &slice.ticket {
+                ticket.batch().mark_lane(lane.number);
+            }
             core.push(slice, floor);
             lane.publish(&core);
             drop(core);
