@@ -75,8 +75,6 @@ impl Hints {
                 | MemoryMode::VIRT_ADDR
                 | MemoryMode::ALLOCATED
                 | MemoryMode::PROV_KEY
-                | MemoryMode::ENDPOINT
-                | MemoryMode::RAW
                 | MemoryMode::HMEM,
             transmit_depth: 0,
             receive_depth: 0,
