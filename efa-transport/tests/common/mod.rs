@@ -199,6 +199,13 @@ impl Drop for Target {
         // Whatever has become of the test: it must not stay. Errors mean that it has gone.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // What the provider `shm` of a killed process leaves behind would be in the way of a later process with the same id.
+        let own = format!("{}:", self.child.id());
+        for left in std::fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+            if left.file_name().to_string_lossy().starts_with(&own) {
+                let _ = std::fs::remove_file(left.path());
+            }
+        }
     }
 }
 
