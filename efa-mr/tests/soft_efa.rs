@@ -5,10 +5,10 @@
 
 #![allow(clippy::unwrap_used, clippy::result_large_err)]
 
-use efa_mr::cache::{Allocation, Request};
+use efa_mr::cache::{AcquireError, Allocation, Lease, Request};
 use efa_mr::registrar::{RegisterError, Registered, Registrar, fabric};
 use efa_mr::{Access, Buffer, Cache, Error, PageSize, Policy};
-use fabric_safe::{Domain, Fabric, Hints, Mapping, Memory, PageKind, SharedMemory};
+use fabric_safe::{Domain, Fabric, Hints, Mapping, Memory, PageKind, Part, SharedMemory};
 use soft_efa::{Network, Profile, settings};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -82,6 +82,7 @@ fn child() {
         Ok("budget") => budget(),
         Ok("overcommitted") => overcommitted(),
         Ok("coalescing") => coalescing(),
+        Ok("counting") => counting(),
         _ => {}
     }
 }
@@ -136,35 +137,88 @@ fn coalescing_needs_one_mr_where_the_card_allows_no_more() {
 
 fn coalescing() {
     let Some(registrar) = registrar(PTES) else { return };
-    let (whole, memory) = mapping(64);
-    let part = |number: usize| Request {
-        addr: whole.addr + number as u64 * 8 * 4096,
-        len_bytes: 8 * 4096,
-        access: Access::LOCAL,
-        allocation: Some(Allocation { addr: whole.addr, len_bytes: whole.len_bytes, generation: 1 }),
-    };
-    let one = |cache: &Cache<Registered<Domain>>, number: usize| {
-        cache.acquire(&part(number), |addr, len_bytes, access| {
-            let part = fabric_safe::Part::new(
-                Arc::clone(&memory),
-                (addr - whole.addr) as usize..(addr - whole.addr + len_bytes) as usize,
-            )
-            .unwrap();
-            let part: Arc<dyn SharedMemory> = Arc::new(part);
-            assert_eq!(part.address() as u64, addr);
-            let buffer = Buffer::host(addr, len_bytes, PageSize::K4);
-            registrar.register(&[buffer], &[part], &Policy::all(), access, |_| {})
-        })
-    };
+    let tensors = Tensors::new(&registrar);
     // Without coalescing the card refuses the second part.
     let apart = Cache::new(0);
-    let first = one(&apart, 0).unwrap();
-    assert!(one(&apart, 4).is_err(), "this card has room for one MR");
+    let first = tensors.acquire(&apart, 0).unwrap();
+    assert!(tensors.acquire(&apart, 4).is_err(), "this card has room for one MR");
     drop((first, apart));
     // With it all eight parts are one MR on each card.
     let cache = Cache::default();
-    let leases: Vec<_> = (0..8).map(|number| one(&cache, number).unwrap()).collect();
+    let leases: Vec<_> = (0..8).map(|number| tensors.acquire(&cache, number).unwrap()).collect();
     assert!(leases.iter().all(|lease| lease.same(&leases[0])));
     assert_eq!((registrar.ledger().used(0), cache.stats().entries), ((64, 1), 1));
     println!("\nCASE DONE");
+}
+
+#[test]
+fn coalescing_makes_one_mr_of_eight_as_the_cards_count() {
+    on_cards("coalescing_makes_one_mr_of_eight_as_the_cards_count", "counting", &[]);
+}
+
+fn counting() {
+    let Some(registrar) = registrar(PTES) else { return };
+    let tensors = Tensors::new(&registrar);
+    let before = regions();
+    let with = |cache: Cache<Registered<Domain>>| {
+        let leases: Vec<_> = (0..8).map(|number| tensors.acquire(&cache, number).unwrap()).collect();
+        let now = regions();
+        drop((leases, cache));
+        assert_eq!(regions(), before, "all registrations are given back");
+        [now[0] - before[0], now[1] - before[1]]
+    };
+    assert_eq!(with(Cache::new(0)), [8, 8], "each part by itself");
+    assert_eq!(with(Cache::default()), [1, 1], "coalesced");
+    println!("\nCASE DONE");
+}
+
+/// Registrations of this process that each of the two cards has now, by its own count.
+fn regions() -> [u64; 2] {
+    let dir = std::env::var_os(settings::DIR).unwrap();
+    let answer = soft_efa::control::command(dir.as_ref(), "counters").unwrap();
+    let me = format!("pid={} ", std::process::id());
+    [0, 1].map(|card| {
+        let card = format!(" card={card} ");
+        let line = answer.lines().find(|line| line.starts_with(&me) && line.contains(&card));
+        // A card that has done nothing is not listed.
+        line.map_or(0, |line| {
+            line.split_once(" regions=").unwrap().1.split(' ').next().unwrap().parse().unwrap()
+        })
+    })
+}
+
+/// Eight parts, of eight pages each, of one allocation.
+struct Tensors<'a> {
+    registrar: &'a Registrar<Domain>,
+    whole: Buffer,
+    memory: Arc<dyn SharedMemory>,
+}
+
+impl<'a> Tensors<'a> {
+    fn new(registrar: &'a Registrar<Domain>) -> Self {
+        let (whole, memory) = mapping(64);
+        Tensors { registrar, whole, memory }
+    }
+
+    fn acquire(
+        &self,
+        cache: &Cache<Registered<Domain>>,
+        number: usize,
+    ) -> Result<Lease<Registered<Domain>>, AcquireError<RegisterError<fabric_safe::Error>>> {
+        let whole = &self.whole;
+        let part = Request {
+            addr: whole.addr + number as u64 * 8 * 4096,
+            len_bytes: 8 * 4096,
+            access: Access::LOCAL,
+            allocation: Some(Allocation { addr: whole.addr, len_bytes: whole.len_bytes, generation: 1 }),
+        };
+        cache.acquire(&part, |addr, len_bytes, access| {
+            let start = (addr - whole.addr) as usize;
+            let part = Part::new(Arc::clone(&self.memory), start..start + len_bytes as usize).unwrap();
+            let part: Arc<dyn SharedMemory> = Arc::new(part);
+            assert_eq!(part.address() as u64, addr);
+            let buffer = Buffer::host(addr, len_bytes, PageSize::K4);
+            self.registrar.register(&[buffer], &[part], &Policy::all(), access, |_| {})
+        })
+    }
 }

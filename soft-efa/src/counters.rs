@@ -12,6 +12,11 @@ impl Count {
         self.0.fetch_add(amount, Ordering::Relaxed);
     }
 
+    /// Takes from it: for counts of what is there now.
+    pub(crate) fn take(&self, amount: u64) {
+        self.0.fetch_sub(amount, Ordering::Relaxed);
+    }
+
     /// Its value.
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -58,4 +63,8 @@ counters! {
     cq_overruns,
     /// Requests that a fault rule touched.
     faults,
+    /// Memory registrations that are there now.
+    regions,
+    /// Memory registrations ever made.
+    registered,
 }

@@ -77,6 +77,8 @@ fn register(pd: *mut ibv_pd, address: u64, length: usize, iova: u64, access: u32
         card.give_back(pages);
         return fail(libc::ENOMEM);
     };
+    card.counters().registered.add(1);
+    card.counters().regions.add(1);
     let base =
         ibv_mr { context, pd, addr: address as *mut c_void, length, handle: key, lkey: key, rkey: key };
     Box::into_raw(Box::new(Registration { base, card: card.clone(), pages })).cast()
@@ -178,6 +180,7 @@ pub unsafe extern "C" fn ibv_dereg_mr(mr: *mut ibv_mr) -> c_int {
     process.wait_for_copies();
     process.regions.recycle(registration.base.lkey);
     registration.card.give_back(registration.pages);
+    registration.card.counters().regions.take(1);
     0
 }
 
