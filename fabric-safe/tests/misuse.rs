@@ -125,7 +125,10 @@ fn many_threads_at_once() {
         for (name, info) in libraries::providers(test) {
             // See tests/properties.rs: both ends of these are in one process here.
             if name == "shm" {
-                support::skip(test, "shm, because its two ends crash each other when they are in one process");
+                support::skip(
+                    test,
+                    "shm, because its two ends crash each other when they are in one process",
+                );
                 continue;
             }
             let (near, far) = (Node::open(&info), Node::open(&info));
@@ -348,7 +351,10 @@ fn counters_and_events() {
         let mut counted = 0;
         for (name, info) in libraries::providers(test) {
             if name == "shm" {
-                support::skip(test, "shm, because its two ends crash each other when they are in one process");
+                support::skip(
+                    test,
+                    "shm, because its two ends crash each other when they are in one process",
+                );
                 continue;
             }
             let fabric = Fabric::open(&info).unwrap();

@@ -61,6 +61,8 @@ pub(crate) fn discover(provider: &str) -> Option<Info> {
         let infos = hints.discover().unwrap();
         // Exactly this provider: `tcp` also finds what is layered over it. IPv4, so that source addresses are unambiguous.
         let mut infos: Vec<_> = infos.into_iter().filter(|info| info.provider_name() == name).collect();
+        // libfabric 1.17 gives its one EFA fabric whichever is asked for.
+        infos.retain(|info| fabric.is_none_or(|fabric| info.fabric_name() == fabric));
         let loopback = infos.iter().position(|info| {
             info.domain_name() == "lo" && info.source_address().is_none_or(|address| address.len() == 16)
         });
