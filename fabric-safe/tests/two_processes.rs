@@ -1,7 +1,6 @@
 //! Every operation between two processes, with the data checked, on every provider of every libfabric that is here.
 //!
-//! The efa provider gets software cards (the crate `soft-efa`) to run on, unless `FABRIC_LIBRARY` says which libfabric to use:
-//! then all is as the environment has it, real cards included. `FABRIC_TEST_LARGE=1` adds transfers of 1 GiB and says how long the steps take.
+//! On software EFA cards it is run by soft-efa's test `fabric_safe`. `FABRIC_TEST_LARGE=1` adds transfers of 1 GiB and says how long the steps take.
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
@@ -61,14 +60,6 @@ fn two_processes(test: &str, provider: &str) {
     // One pair at a time: two processes that wait for each other are enough for a small machine.
     static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let cards = if provider.starts_with("efa/") && std::env::var_os("FABRIC_LIBRARY").is_none() {
-        match soft_efa::Network::new(2, soft_efa::Profile::p5()) {
-            Ok(network) => Some(network),
-            Err(error) => return skip(test, &format!("no software cards: {error}")),
-        }
-    } else {
-        None
-    };
     let mut places = Vec::new();
     for library in &libraries {
         let folder = tempfile::tempdir().unwrap();
@@ -77,9 +68,6 @@ fn two_processes(test: &str, provider: &str) {
             child.args(["--exact", "child", "--nocapture", "--test-threads=1"]);
             child.env(ROLE, role).env(LINE, folder.path().join("line")).env(PROVIDER, provider);
             library.choose(&mut child);
-            if let Some(cards) = &cards {
-                cards.prepare(&mut child);
-            }
             Running(child.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
         };
         let (mut target, mut initiator) = (start("target"), start("initiator"));
