@@ -4,7 +4,6 @@
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
-#[allow(dead_code)] // other test programs use the rest
 mod support;
 
 use std::path::PathBuf;
