@@ -6,6 +6,9 @@ use std::collections::VecDeque;
 /// Largest distance between the lowest unfinished number and the highest in use.
 pub(crate) const MAX_WINDOW: u64 = 65_536;
 
+/// The one number that nobody can use: there is no floor above it. No honest sender ever gets there.
+const LAST: u64 = u64::MAX;
+
 /// Which numbers at and above `floor` are finished; all below are.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
@@ -41,7 +44,9 @@ impl Window {
 
     /// Sender: a number has been answered for good. Receiver: it has been delivered.
     pub(crate) fn finish(&mut self, number: u64) {
-        let Some(at) = number.checked_sub(self.floor).filter(|&d| d < MAX_WINDOW) else { return };
+        let Some(at) = number.checked_sub(self.floor).filter(|&d| d < MAX_WINDOW && number < LAST) else {
+            return;
+        };
         let at = at as usize;
         if self.finished.len() <= at {
             self.finished.resize(at + 1, false);
@@ -63,7 +68,7 @@ impl Window {
     pub(crate) fn seen(&self, number: u64) -> Seen {
         match number.checked_sub(self.floor) {
             None => Seen::Before,
-            Some(d) if d >= MAX_WINDOW => Seen::TooFar,
+            Some(d) if d >= MAX_WINDOW || number == LAST => Seen::TooFar,
             Some(d) if self.finished.get(d as usize) == Some(&true) => Seen::Before,
             Some(_) => Seen::New,
         }
@@ -74,5 +79,24 @@ impl Window {
             self.finished.pop_front();
             self.floor += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A peer may claim any floor and any number.
+    #[test]
+    fn the_end_of_all_numbers_is_not_passed() {
+        let mut window = Window::default();
+        window.raise(u64::MAX - 1);
+        assert_eq!(window.seen(u64::MAX - 1), Seen::New);
+        window.finish(u64::MAX - 1);
+        assert_eq!((window.floor(), window.seen(u64::MAX - 1)), (u64::MAX, Seen::Before));
+        assert_eq!(window.seen(u64::MAX), Seen::TooFar);
+        window.finish(u64::MAX);
+        window.raise(u64::MAX);
+        assert_eq!(window.floor(), u64::MAX);
     }
 }
