@@ -87,11 +87,11 @@ fn play(spec: &Spec, bar: &ProgressBar, outcome: &mut Outcome) -> anyhow::Result
         }
     };
     if !status.success() {
-        bail!("the initiator ended with {status}; its words are above");
+        bail!("the initiator ended with {status}");
     }
     match target.next(2 * spec.deadline) {
         Next::Ended(status) if status.success() => Ok(()),
-        Next::Ended(status) => bail!("the target ended with {status}; its words are above"),
+        Next::Ended(status) => bail!("the target ended with {status}"),
         _ => bail!("the target did not end after the initiator had finished; it was ended"),
     }
 }

@@ -39,7 +39,7 @@ pub(crate) fn render(outcomes: &[Outcome]) -> String {
                 "",
                 "",
                 "",
-                &failure(error),
+                &format!("FAILED: {error}"),
             ]);
         }
     }
@@ -47,10 +47,6 @@ pub(crate) fn render(outcomes: &[Outcome]) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table.to_string()
-}
-
-fn failure(error: &str) -> String {
-    format!("FAILED: {}", error.split("; its words").next().unwrap_or(error))
 }
 
 fn cells(outcome: &Outcome, row: &Row) -> [String; 11] {
