@@ -6,6 +6,7 @@
 
 mod libtest;
 mod nextest;
+mod walk;
 
 use std::collections::BTreeSet;
 
@@ -82,6 +83,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => {
             tally.skipped.insert("everything on libfabric 2.x: --quick".to_owned());
         }
+    }
+    if args.quick {
+        tally.skipped.insert("README quick start: --quick".to_owned());
+    } else if args.package.is_empty() && args.filter.is_none() {
+        tally.add(walk::run(&workspace)?);
     }
     report(&tally)
 }
