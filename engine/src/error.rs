@@ -50,6 +50,16 @@ pub enum Error {
         /// Why, and what would help.
         reason: String,
     },
+    /// The metadata store failed, or has no such name.
+    #[error("metadata store {store}: {action}: {reason}")]
+    Metadata {
+        /// The store, as a URL without secrets.
+        store: String,
+        /// What was being done, with the name.
+        action: String,
+        /// What was wrong, and what would help.
+        reason: String,
+    },
     /// Memory is still in use.
     #[error(
         "the region at {addr:#x} is still used by requests in flight after {waited:?}; it is freed when they have ended"

@@ -57,6 +57,7 @@ mod error;
 mod fabric;
 mod handle;
 mod memory;
+pub mod metadata;
 mod node;
 mod request;
 mod segment;
