@@ -1,101 +1,59 @@
-//! Where the address behind a segment's name is found.
+//! Where engines find each other by name: a metadata server, or none.
 //!
-//! By default there is no store: a name is an address, `host:port`, and peers find each other by it. With a store
-//! ([`Builder::metadata`](crate::Builder::metadata)) an engine publishes its name with its address under a lease, which it renews
-//! for as long as it lives, so that dead nodes vanish. Only the address is looked up there; what a peer has registered is always asked of
-//! the peer itself, under the cluster's authentication.
+//! Without a server ([`Location::PeerToPeer`], the default) a segment's name is its engine's address, and peers connect to it
+//! directly. With one, engines have names of any kind: each publishes a small [`Record`] under its name, with a lease that it
+//! renews in the background, so that a node that dies vanishes when its lease ends. Whoever opens a name looks the record up
+//! and asks that engine for everything else: keys and descriptors never lie in the store, and a store that lies leads at most
+//! to a peer that cannot authenticate itself.
+//!
+//! [`Directory`] is what the engine uses; it works on any [`Store`]. Three are here, each behind a feature and on a client that
+//! others look after: `etcd` (its HTTP gateway), `redis`, and `http` (the protocol of Mooncake's HTTP metadata server, of
+//! which [`http_server`] is an implementation, behind `http-server`). All calls block and are bounded by [`Options::timeout`];
+//! there is no runtime. Everything here may be shared between threads.
+//!
+//! A server that goes away is no reason to stop: what was opened stays open, renewals are tried again with growing pauses, and
+//! what the server has forgotten is published again when it is back.
+//!
+//! ```
+//! use engine::metadata::{Directory, Location, Options};
+//!
+//! # fn main() -> Result<(), engine::Error> {
+//! assert_eq!("p2p".parse::<Location>()?, Location::PeerToPeer);
+//! assert!(Directory::connect("p2p", Options::default())?.is_none(), "no server, no directory");
+//! let error = "gopher://somewhere".parse::<Location>().unwrap_err();
+//! assert!(error.to_string().contains("etcd://"), "{error}");
+//! # Ok(())
+//! # }
+//! ```
 
-use std::fmt;
-use std::time::Duration;
+mod directory;
+#[cfg(feature = "etcd")]
+mod etcd;
+#[cfg(feature = "http")]
+mod http;
+#[cfg(feature = "http-server")]
+pub mod http_server;
+mod keeper;
+mod location;
+mod record;
+#[cfg(feature = "redis")]
+mod redis;
+mod store;
+#[cfg(any(feature = "etcd", feature = "http"))]
+mod web;
 
-use serde::{Deserialize, Serialize};
+pub use directory::Directory;
+pub use keeper::Lease;
+pub use location::{Location, Options};
+pub use record::Record;
+pub use store::{MAX_KEY_BYTES, MAX_VALUE_BYTES, Renewal, Store};
 
 use crate::error::Error;
 
-/// A store of names. Calls block, each for a few seconds at most; they come from several threads.
-pub trait Store: Send + Sync + fmt::Debug {
-    /// Publishes `record` under `name`, or replaces it. It vanishes when this has not been repeated for the time of `lease`.
-    ///
-    /// # Errors
-    /// [`Error::Metadata`].
-    fn publish(&self, name: &str, record: &[u8], lease: Duration) -> Result<(), Error>;
-
-    /// The record of `name`; `None` if there is none (any more).
-    ///
-    /// # Errors
-    /// [`Error::Metadata`].
-    fn lookup(&self, name: &str) -> Result<Option<Vec<u8>>, Error>;
-
-    /// Removes the record of `name`; none is fine.
-    ///
-    /// # Errors
-    /// [`Error::Metadata`].
-    fn remove(&self, name: &str) -> Result<(), Error>;
-}
-
-/// The longest record that is looked at, in bytes: an address and a number fit many times.
-pub(crate) const MAX_RECORD: usize = 4096;
-
-/// What an engine publishes about itself, as JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Record {
-    /// Where it can be connected to, `host:port`.
-    pub(crate) address: String,
-}
-
-impl Record {
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        // Cannot fail: a string has no part that JSON lacks.
-        serde_json::to_vec(self).unwrap_or_default()
-    }
-
-    /// Reads a record; the error says what is wrong with it.
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
-        if bytes.len() > MAX_RECORD {
-            return Err(format!("its record has {} bytes, more than {MAX_RECORD}", bytes.len()));
-        }
-        serde_json::from_slice(bytes).map_err(|error| format!("its record is malformed: {error}"))
-    }
-}
-
-/// Opens the store of a URL; `None` for `p2p` (and Mooncake's `P2PHANDSHAKE`), which is none.
+/// [`Directory::connect`] with the default options.
 ///
 /// # Errors
-/// [`Error::Setting`] for a URL of no known kind, or of a kind that this program was built without.
-pub(crate) fn open(url: &str) -> Result<Option<Box<dyn Store>>, Error> {
-    match url {
-        "p2p" | "P2PHANDSHAKE" => Ok(None),
-        _ => Err(Error::Setting(format!(
-            "metadata {url:?} is of no kind that this program knows; it is p2p, etcd://host:port, redis://host:port or \
-             http(s)://…, each behind the feature of its name"
-        ))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn no_store_is_the_default_and_unknown_kinds_are_named() {
-        assert!(open("p2p").unwrap().is_none());
-        assert!(open("P2PHANDSHAKE").unwrap().is_none());
-        assert!(open("carrier://pigeon").unwrap_err().to_string().contains("carrier://pigeon"));
-    }
-
-    proptest! {
-        #[test]
-        fn records_survive_and_garbage_never_panics(address in ".{0,30}", bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let record = Record { address };
-            prop_assert_eq!(Record::decode(&record.encode()), Ok(record));
-            let _ = Record::decode(&bytes);
-        }
-    }
-
-    #[test]
-    fn long_records_are_refused_unread() {
-        let long = Record { address: "x".repeat(MAX_RECORD) }.encode();
-        assert!(Record::decode(&long).unwrap_err().contains("more than"));
-    }
+/// As there.
+pub fn open(url: &str) -> Result<Option<Directory>, Error> {
+    Directory::connect(url, Options::default())
 }

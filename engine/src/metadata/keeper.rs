@@ -1,0 +1,226 @@
+//! Renewal in the background: one thread for all leases of a directory.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::store::{Renewal, Store, check};
+use crate::error::Error;
+
+/// Shortest pause after a renewal that failed; it doubles up to a third of the lease.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// Renews leases. The last clone of its owner ends the thread.
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    store: Arc<dyn Store>,
+    ttl: Duration,
+    plan: Mutex<Plan>,
+    changed: Condvar,
+}
+
+/// Which entry is renewed when.
+#[derive(Default)]
+struct Plan {
+    due: HashMap<u64, (Instant, Arc<Mutex<Entry>>)>,
+    next_id: u64,
+    closed: bool,
+}
+
+/// One published value. Its lock is held across calls to the store, so that no renewal is on its way while the value
+/// changes or goes.
+struct Entry {
+    key: String,
+    value: Vec<u8>,
+    failures: u32,
+    taken: bool,
+    withdrawn: bool,
+}
+
+impl Keeper {
+    pub(super) fn new(store: Arc<dyn Store>, ttl: Duration) -> Self {
+        let shared = Shared { store, ttl, plan: Mutex::default(), changed: Condvar::new() };
+        Self { shared: Arc::new(shared), thread: Mutex::default() }
+    }
+
+    pub(super) fn store(&self) -> &dyn Store {
+        &*self.shared.store
+    }
+
+    /// Puts the value and keeps it there.
+    pub(super) fn publish(self: &Arc<Self>, key: String, value: Vec<u8>) -> Result<Lease, Error> {
+        check(self.store().server(), &key, &value)?;
+        self.start()?;
+        self.store().publish(&key, &value, self.shared.ttl)?;
+        let entry = Entry { key, value, failures: 0, taken: false, withdrawn: false };
+        let entry = Arc::new(Mutex::new(entry));
+        let mut plan = lock(&self.shared.plan);
+        let id = plan.next_id;
+        plan.next_id += 1;
+        plan.due.insert(id, (Instant::now() + self.shared.ttl / 3, Arc::clone(&entry)));
+        self.shared.changed.notify_one();
+        Ok(Lease { keeper: Arc::clone(self), id, entry })
+    }
+
+    fn start(&self) -> Result<(), Error> {
+        let mut thread = lock(&self.thread);
+        if thread.is_none() {
+            let shared = Arc::clone(&self.shared);
+            let started =
+                std::thread::Builder::new().name("weft-metadata".into()).spawn(move || shared.run());
+            *thread = Some(started.map_err(|error| Error::Metadata {
+                store: self.store().server().into(),
+                action: "starting the thread that renews leases".into(),
+                reason: error.to_string(),
+            })?);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        lock(&self.shared.plan).closed = true;
+        self.shared.changed.notify_one();
+        if let Some(thread) = lock(&self.thread).take() {
+            // It has no panic to report that the log has not seen.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let mut plan = lock(&self.plan);
+        while !plan.closed {
+            let next = plan.due.iter().min_by_key(|(_, (due, _))| *due).map(|(id, (due, _))| (*id, *due));
+            let now = Instant::now();
+            plan = match next {
+                None => self.changed.wait(plan).unwrap_or_else(PoisonError::into_inner),
+                Some((_, due)) if due > now => {
+                    self.changed.wait_timeout(plan, due - now).unwrap_or_else(PoisonError::into_inner).0
+                }
+                Some((id, _)) => {
+                    let entry = plan.due.get(&id).map(|(_, entry)| Arc::clone(entry));
+                    drop(plan);
+                    let pause = entry.map(|entry| self.renew(&mut lock(&entry)));
+                    let mut plan = lock(&self.plan);
+                    if let (Some(pause), Some((due, _))) = (pause, plan.due.get_mut(&id)) {
+                        *due = Instant::now() + pause;
+                    }
+                    plan
+                }
+            };
+        }
+    }
+
+    /// Renews one entry; returns the time until the next attempt. Says a trouble once when it begins and once when it ends.
+    fn renew(&self, entry: &mut Entry) -> Duration {
+        let pause = self.ttl / 3;
+        if entry.withdrawn {
+            return pause;
+        }
+        let (key, server) = (&entry.key, self.store.server());
+        match self.store.renew(key, &entry.value, self.ttl) {
+            Ok(found) => {
+                if entry.failures > 0 {
+                    tracing::info!(key, server, failures = entry.failures, "metadata server is back");
+                }
+                match found {
+                    Renewal::Restored => {
+                        tracing::info!(key, server, "published again: the server had lost it")
+                    }
+                    Renewal::Taken if !entry.taken => tracing::warn!(
+                        key,
+                        server,
+                        "another node has published itself under the same name; it is the one that peers find now. Give each \
+                         node a name of its own"
+                    ),
+                    Renewal::Kept | Renewal::Taken => {}
+                }
+                entry.taken = found == Renewal::Taken;
+                entry.failures = 0;
+                pause
+            }
+            Err(error) => {
+                if entry.failures == 0 {
+                    tracing::warn!(%error, "renewing a lease failed; peers that know this node are not affected, trying again");
+                }
+                entry.failures = entry.failures.saturating_add(1);
+                pause.min(FIRST_PAUSE.saturating_mul(1 << entry.failures.min(10)))
+            }
+        }
+    }
+}
+
+/// Something published that is renewed until this is dropped. Dropping it removes it from the server, which blocks for at
+/// most two of the store's time limits; a server that cannot be reached then forgets it when the lease ends.
+#[must_use = "dropping a lease removes what was published"]
+pub struct Lease {
+    keeper: Arc<Keeper>,
+    id: u64,
+    entry: Arc<Mutex<Entry>>,
+}
+
+impl Lease {
+    /// The key that it holds.
+    pub fn key(&self) -> String {
+        lock(&self.entry).key.clone()
+    }
+
+    /// Replaces the value. Where it cannot be put now, it will be with the next renewal.
+    ///
+    /// # Errors
+    /// [`Error::Metadata`]: the server did not take it yet, or it is too long and nothing has changed.
+    pub fn update(&self, value: Vec<u8>) -> Result<(), Error> {
+        let shared = &self.keeper.shared;
+        let mut entry = lock(&self.entry);
+        check(shared.store.server(), &entry.key, &value)?;
+        let put = shared.store.publish(&entry.key, &value, shared.ttl);
+        entry.value = value;
+        entry.taken = false;
+        put
+    }
+
+    /// Removes it from the server now, which dropping does too, but without saying how that went.
+    ///
+    /// # Errors
+    /// [`Error::Metadata`]: it goes when the lease ends.
+    pub fn withdraw(self) -> Result<(), Error> {
+        self.end()
+    }
+
+    fn end(&self) -> Result<(), Error> {
+        let shared = &self.keeper.shared;
+        lock(&shared.plan).due.remove(&self.id);
+        let mut entry = lock(&self.entry);
+        if std::mem::replace(&mut entry.withdrawn, true) {
+            return Ok(());
+        }
+        shared.store.remove(&entry.key, &entry.value)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::debug!(%error, "not removed; it goes when its lease ends");
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease({:?} at {})", self.key(), self.keeper.store().server())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
