@@ -350,6 +350,15 @@ impl Future for BatchHandle {
     type Output = Result<(), Error>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut &*self).poll(context)
+    }
+}
+
+/// A handle that is shared can be awaited, too; the last one to be polled is woken.
+impl Future for &BatchHandle {
+    type Output = Result<(), Error>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         if self.state.has_ended() {
             return Poll::Ready(self.state.result());
         }

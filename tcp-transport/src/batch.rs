@@ -418,9 +418,18 @@ impl Future for BatchHandle {
     type Output = Result<(), Error>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut &*self).poll(context)
+    }
+}
+
+/// A handle that is shared can be awaited, too; the last one to be polled is woken.
+impl Future for &BatchHandle {
+    type Output = Result<(), Error>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         lock(&self.state.inner).waker = Some(context.waker().clone());
         // Asked after the waker has been left, so that an end in between is seen by one or the other.
-        match Self::poll(&self) {
+        match BatchHandle::poll(&self) {
             None => Poll::Pending,
             Some(result) => Poll::Ready(result),
         }
