@@ -5,13 +5,14 @@ use core::fmt;
 use core::ops::Deref;
 use core::ptr::{self, NonNull};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use fabric_sys as sys;
+use parking_lot::Mutex;
 
 use crate::Error;
 use crate::completion::SourceAddress;
-use crate::domain::{Domain, lock};
+use crate::domain::Domain;
 use crate::object::close;
 use crate::operations::HoldId;
 
@@ -167,7 +168,7 @@ impl AddressVector {
             let what = format!("an address of {} bytes", address.len());
             return Err(Error::call("fi_av_insert", what, -sys::FI_EINVAL));
         }
-        let mut entries = lock(&self.0.entries);
+        let mut entries = self.0.entries.lock();
         let fi_addr = match entries.get_mut(address) {
             Some(entry) => {
                 entry.users += 1;
@@ -224,7 +225,7 @@ impl AddressVector {
 impl VectorInner {
     /// One user of an address less.
     fn release(&self, bytes: &[u8]) {
-        let mut entries = lock(&self.entries);
+        let mut entries = self.entries.lock();
         let Some(entry) = entries.get_mut(bytes) else { return };
         entry.users -= 1;
         if entry.users == 0 && self.removes {
@@ -304,7 +305,7 @@ impl AddressVector {
 
 impl fmt::Debug for AddressVector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AddressVector").field("entries", &lock(&self.0.entries).len()).finish_non_exhaustive()
+        f.debug_struct("AddressVector").field("entries", &self.0.entries.lock().len()).finish_non_exhaustive()
     }
 }
 

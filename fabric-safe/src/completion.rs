@@ -1,14 +1,16 @@
 //! What a completion queue tells, and the batch that it is read into.
 
+use core::ffi::c_void;
 use core::fmt;
 
 use fabric_sys as sys;
 
 use crate::error::OperationError;
+use crate::operations::Ended;
 
 /// What kind of operation a completion is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u32)]
+#[repr(u8)]
 #[non_exhaustive]
 pub enum OperationKind {
     /// Something that we did not start and cannot name.
@@ -29,7 +31,7 @@ pub enum OperationKind {
 
 impl OperationKind {
     #[inline]
-    pub(crate) fn from_raw(raw: u32) -> OperationKind {
+    fn from_raw(raw: u8) -> OperationKind {
         match raw {
             1 => OperationKind::Send,
             2 => OperationKind::Receive,
@@ -46,18 +48,68 @@ impl OperationKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SourceAddress(pub(crate) u64);
 
+/// How much a completion tells. Longer formats contain the shorter ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CompletionFormat {
+    /// Which operation has ended, and nothing else.
+    Context,
+    /// And of what kind it was, and how many bytes were received.
+    Message,
+    /// And immediate values.
+    Data,
+    /// And tags.
+    Tagged,
+}
+
+impl CompletionFormat {
+    pub(crate) fn raw(self) -> sys::fi_cq_format {
+        match self {
+            CompletionFormat::Context => sys::FI_CQ_FORMAT_CONTEXT,
+            CompletionFormat::Message => sys::FI_CQ_FORMAT_MSG,
+            CompletionFormat::Data => sys::FI_CQ_FORMAT_DATA,
+            CompletionFormat::Tagged => sys::FI_CQ_FORMAT_TAGGED,
+        }
+    }
+
+    #[inline(always)]
+    fn entry_bytes(self) -> usize {
+        match self {
+            CompletionFormat::Context => size_of::<sys::fi_cq_entry>(),
+            CompletionFormat::Message => size_of::<sys::fi_cq_msg_entry>(),
+            CompletionFormat::Data => size_of::<sys::fi_cq_data_entry>(),
+            CompletionFormat::Tagged => size_of::<sys::fi_cq_tagged_entry>(),
+        }
+    }
+}
+
 /// The end of an operation, or something that a peer did.
+///
+/// Details that the provider wrote are read when they are asked for, not before.
 pub struct Completion {
-    pub(crate) token: u64,
-    pub(crate) kind: OperationKind,
+    token: u64,
+    source: u64,
+    /// What the provider wrote, in the format below, or the [`Failure`]. Both are in buffers of the [`CompletionBatch`] that the
+    /// completion is in, and stay as they are until the batch is emptied: completions are only ever lent out of it.
+    details: *const c_void,
+    /// The format of the provider's entry; `None` for a [`Failure`].
+    format: Option<CompletionFormat>,
+    /// The [`OperationKind`]'s number.
+    kind: u8,
     /// Whether `token` means anything.
-    pub(crate) ours: bool,
+    ours: bool,
+}
+
+// SAFETY: the pointer is only read through, and nobody writes there as long as the completion can be reached.
+unsafe impl Send for Completion {}
+// SAFETY: as above.
+unsafe impl Sync for Completion {}
+
+/// What is known of an operation that has failed.
+pub(crate) struct Failure {
     pub(crate) flags: u64,
     pub(crate) len_bytes: usize,
-    pub(crate) data: u64,
     pub(crate) tag: u64,
-    pub(crate) source: u64,
-    pub(crate) error: Option<Box<OperationError>>,
+    pub(crate) error: OperationError,
 }
 
 impl Completion {
@@ -72,7 +124,10 @@ impl Completion {
     /// peer's write has used up a receive, which thereby has ended without a message.
     #[inline]
     pub fn kind(&self) -> OperationKind {
-        self.kind
+        match OperationKind::from_raw(self.kind) {
+            OperationKind::Receive if is_remote_write(self.flags()) => OperationKind::RemoteWrite,
+            kind => kind,
+        }
     }
 
     /// Whether it went well.
@@ -82,29 +137,37 @@ impl Completion {
     /// What the provider told, or that the endpoint was closed.
     #[inline]
     pub fn result(&self) -> Result<(), &OperationError> {
-        match &self.error {
+        match self.failure() {
             None => Ok(()),
-            Some(error) => Err(error),
+            Some(failure) => Err(&failure.error),
         }
     }
 
-    /// Bytes received, where the queue's format carries it ([`CompletionFormat::Message`](crate::CompletionFormat::Message)
-    /// and longer). For our own sends, reads and writes providers leave it at 0 or repeat what was asked for.
+    /// Bytes received, where the queue's format carries it ([`CompletionFormat::Message`] and longer). For our own sends,
+    /// reads and writes providers leave it at 0 or repeat what was asked for.
     #[inline]
     pub fn len_bytes(&self) -> usize {
-        self.len_bytes
+        match self.failure() {
+            Some(failure) => failure.len_bytes,
+            None => self.entry::<sys::fi_cq_msg_entry>().map_or(0, |entry| entry.len),
+        }
     }
 
     /// The immediate value that came with a message or a peer's write.
     #[inline]
     pub fn immediate(&self) -> Option<u64> {
-        (self.flags & sys::FI_REMOTE_CQ_DATA != 0).then_some(self.data)
+        let entry = self.entry::<sys::fi_cq_data_entry>()?;
+        (entry.flags & sys::FI_REMOTE_CQ_DATA != 0).then_some(entry.data)
     }
 
     /// The tag of a tagged message received, where the queue's format carries it.
     #[inline]
     pub fn tag(&self) -> Option<u64> {
-        (self.flags & sys::FI_TAGGED != 0 && self.kind == OperationKind::Receive).then_some(self.tag)
+        let tag = match self.failure() {
+            Some(failure) => failure.tag,
+            None => self.entry::<sys::fi_cq_tagged_entry>()?.tag,
+        };
+        (self.flags() & sys::FI_TAGGED != 0 && self.kind() == OperationKind::Receive).then_some(tag)
     }
 
     /// Who sent, if the queue was opened with [`sources`](crate::CompletionQueueOptions::sources) and the sender is in the
@@ -113,15 +176,59 @@ impl Completion {
     pub fn source(&self) -> Option<SourceAddress> {
         (self.source != sys::FI_ADDR_NOTAVAIL).then_some(SourceAddress(self.source))
     }
+
+    #[inline]
+    fn flags(&self) -> u64 {
+        match self.failure() {
+            Some(failure) => failure.flags,
+            None => self.entry::<sys::fi_cq_msg_entry>().map_or(0, |entry| entry.flags),
+        }
+    }
+
+    #[inline]
+    fn failure(&self) -> Option<&Failure> {
+        // SAFETY: it is a failure, and the failure is there as long as the completion is (see the field).
+        self.format.is_none().then(|| unsafe { &*self.details.cast::<Failure>() })
+    }
+
+    /// The provider's entry, if its format reaches that far.
+    #[inline]
+    fn entry<T: EntryPart>(&self) -> Option<&T> {
+        // SAFETY: formats begin with the shorter ones, so an entry of at least T's format can be read as a T; it is there as
+        // long as the completion is (see the field).
+        self.format.is_some_and(|format| format >= T::FORMAT).then(|| unsafe { &*self.details.cast::<T>() })
+    }
+}
+
+/// The beginning of an entry, as far as one of the formats goes.
+trait EntryPart {
+    const FORMAT: CompletionFormat;
+}
+
+impl EntryPart for sys::fi_cq_msg_entry {
+    const FORMAT: CompletionFormat = CompletionFormat::Message;
+}
+impl EntryPart for sys::fi_cq_data_entry {
+    const FORMAT: CompletionFormat = CompletionFormat::Data;
+}
+impl EntryPart for sys::fi_cq_tagged_entry {
+    const FORMAT: CompletionFormat = CompletionFormat::Tagged;
+}
+
+/// Whether the flags of an entry are those of a peer's write with an immediate value.
+fn is_remote_write(flags: u64) -> bool {
+    flags & sys::FI_REMOTE_CQ_DATA != 0
+        && (flags & sys::FI_REMOTE_WRITE != 0
+            || flags & sys::FI_RMA != 0 && flags & (sys::FI_MSG | sys::FI_TAGGED) == 0)
 }
 
 impl fmt::Debug for Completion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Completion")
             .field("token", &self.token())
-            .field("kind", &self.kind)
+            .field("kind", &self.kind())
             .field("result", &self.result())
-            .field("len_bytes", &self.len_bytes)
+            .field("len_bytes", &self.len_bytes())
             .field("immediate", &self.immediate())
             .field("tag", &self.tag())
             .field("source", &self.source())
@@ -131,12 +238,15 @@ impl fmt::Debug for Completion {
 
 /// Room for one reading of a completion queue. Allocated once, used for ever.
 pub struct CompletionBatch {
-    /// Entries as the provider writes them; words, so that they are aligned.
-    pub(crate) raw: Box<[u64]>,
-    pub(crate) sources: Box<[u64]>,
-    pub(crate) items: Vec<Completion>,
-    /// Whether any of the items has something to drop.
-    pub(crate) errors: bool,
+    items: Vec<Completion>,
+    /// Entries as the provider writes them; words, so that they are aligned. A vector, which unlike a box may be moved while
+    /// there are pointers into it; never longer or shorter than at first.
+    raw: Vec<u64>,
+    /// Who sent, entry by entry.
+    sources: Box<[u64]>,
+    /// Boxed, so that they stay where they are when there are more.
+    #[allow(clippy::vec_box)]
+    failures: Vec<Box<Failure>>,
     capacity: usize,
 }
 
@@ -148,10 +258,10 @@ impl CompletionBatch {
     pub fn new(capacity: usize) -> CompletionBatch {
         let capacity = capacity.max(1);
         CompletionBatch {
-            raw: vec![0; capacity * ENTRY_WORDS].into_boxed_slice(),
-            sources: vec![sys::FI_ADDR_NOTAVAIL; capacity].into_boxed_slice(),
             items: Vec::with_capacity(capacity),
-            errors: false,
+            raw: vec![0; capacity * ENTRY_WORDS],
+            sources: vec![sys::FI_ADDR_NOTAVAIL; capacity].into_boxed_slice(),
+            failures: Vec::new(),
             capacity,
         }
     }
@@ -161,32 +271,108 @@ impl CompletionBatch {
         self.capacity
     }
 
+    /// What the latest reading brought.
+    #[inline]
+    pub fn completions(&self) -> &[Completion] {
+        &self.items
+    }
+
     /// Forgets what the latest reading brought.
     #[inline]
     pub(crate) fn clear(&mut self) {
-        if self.errors {
-            self.items.clear();
-            self.errors = false;
-        } else {
-            // SAFETY: no element has anything to drop, so shortening the vector is all that clearing does.
-            unsafe { self.items.set_len(0) };
+        self.items.clear();
+        if !self.failures.is_empty() {
+            self.failures.clear();
         }
     }
 
-    /// Adds one, if there is room; there is, for as many as are read at a time.
+    /// Completions that still fit.
+    #[inline]
+    pub(crate) fn room(&self) -> usize {
+        self.capacity - self.items.len()
+    }
+
+    /// Buffers for the provider to write to, with room for `capacity` entries and sources. Only while the batch is empty.
+    #[inline]
+    pub(crate) fn buffers(&mut self) -> (*mut c_void, *mut u64) {
+        debug_assert!(self.items.is_empty(), "completions look into the buffer");
+        (self.raw.as_mut_ptr().cast(), self.sources.as_mut_ptr())
+    }
+
+    /// Adds the entries that the provider has written, each as what `end` makes of its context. Returns how many were neither
+    /// the end of anything nor something that a peer did; those are not added.
+    ///
+    /// # Safety
+    ///
+    /// The batch is empty, and the provider has written `count` entries of this format, at most `capacity`, into the buffer,
+    /// and as many sources if `sources`.
     #[inline(always)]
-    pub(crate) fn push(&mut self, completion: Completion) {
-        let len = self.items.len();
-        if let Some(room) = self.items.spare_capacity_mut().first_mut() {
+    pub(crate) unsafe fn add_entries(
+        &mut self,
+        count: usize,
+        format: CompletionFormat,
+        sources: bool,
+        mut end: impl FnMut(*mut c_void) -> Option<Ended>,
+    ) -> usize {
+        let entry_bytes = format.entry_bytes();
+        let mut details = self.raw.as_ptr().cast::<u8>();
+        let mut room = self.items.spare_capacity_mut().iter_mut();
+        let mut added = 0;
+        for _ in 0..count {
+            // SAFETY: inside the entries written; all formats begin with the context.
+            let context = unsafe { details.cast::<*mut c_void>().read() };
+            let mut completion = Completion {
+                token: 0,
+                source: sys::FI_ADDR_NOTAVAIL,
+                details: details.cast(),
+                format: Some(format),
+                kind: OperationKind::RemoteWrite as u8,
+                ours: false,
+            };
+            details = details.wrapping_add(entry_bytes);
+            match end(context) {
+                Some(ended) => {
+                    completion.token = ended.token;
+                    completion.kind = ended.kind;
+                    completion.ours = true;
+                }
+                None if is_remote_write(completion.flags()) => {}
+                None => continue,
+            }
+            let Some(room) = room.next() else { break };
             room.write(completion);
-            // SAFETY: the element behind the last one has just been written.
-            unsafe { self.items.set_len(len + 1) };
+            added += 1;
         }
+        // SAFETY: so many elements have just been written, from the first on.
+        unsafe { self.items.set_len(added) };
+        if sources {
+            let first = self.raw.as_ptr() as usize;
+            for item in &mut self.items {
+                item.source = self.sources[(item.details as usize - first) / entry_bytes];
+            }
+        }
+        count - added
     }
 
-    /// What the latest reading brought.
-    pub fn completions(&self) -> &[Completion] {
-        &self.items
+    /// Adds an operation that has failed, or an error of none.
+    pub(crate) fn push_failure(&mut self, ended: Option<Ended>, failure: Failure) {
+        self.failures.push(Box::new(failure));
+        let details = self.failures.last().map_or(core::ptr::null(), |failure| &raw const **failure);
+        self.push(Completion {
+            token: ended.as_ref().map_or(0, |ended| ended.token),
+            source: sys::FI_ADDR_NOTAVAIL,
+            details: details.cast(),
+            format: None,
+            kind: ended.as_ref().map_or(OperationKind::Unknown as u8, |ended| ended.kind),
+            ours: ended.is_some(),
+        });
+    }
+
+    /// There is room: never more are read than fit.
+    fn push(&mut self, completion: Completion) {
+        if self.items.len() < self.items.capacity() {
+            self.items.push(completion);
+        }
     }
 }
 

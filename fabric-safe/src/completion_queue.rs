@@ -4,51 +4,19 @@ use core::ffi::{CStr, c_int, c_void};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fabric_sys as sys;
+use parking_lot::{Mutex, MutexGuard};
 
-use crate::completion::{Completion, CompletionBatch, OperationKind};
-use crate::domain::{Domain, lock};
+use crate::completion::{Completion, CompletionBatch, CompletionFormat, Failure};
+use crate::domain::Domain;
 use crate::error::{Errno, ErrorKind, OperationError};
 use crate::object::close;
 use crate::operations::{Ended, Table};
 use crate::wait::WaitObject;
 use crate::{Capabilities, Error, Info, Usage};
-
-/// How much a completion tells. Longer formats contain the shorter ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum CompletionFormat {
-    /// Which operation has ended, and nothing else.
-    Context,
-    /// And of what kind it was, and how many bytes were received.
-    Message,
-    /// And immediate values.
-    Data,
-    /// And tags.
-    Tagged,
-}
-
-impl CompletionFormat {
-    fn raw(self) -> sys::fi_cq_format {
-        match self {
-            CompletionFormat::Context => sys::FI_CQ_FORMAT_CONTEXT,
-            CompletionFormat::Message => sys::FI_CQ_FORMAT_MSG,
-            CompletionFormat::Data => sys::FI_CQ_FORMAT_DATA,
-            CompletionFormat::Tagged => sys::FI_CQ_FORMAT_TAGGED,
-        }
-    }
-
-    fn entry_bytes(self) -> usize {
-        match self {
-            CompletionFormat::Context => size_of::<sys::fi_cq_entry>(),
-            CompletionFormat::Message => size_of::<sys::fi_cq_msg_entry>(),
-            CompletionFormat::Data => size_of::<sys::fi_cq_data_entry>(),
-            CompletionFormat::Tagged => size_of::<sys::fi_cq_tagged_entry>(),
-        }
-    }
-}
 
 /// How to open a completion queue.
 #[derive(Debug, Clone, Copy)]
@@ -190,13 +158,13 @@ impl CompletionQueue {
     #[inline]
     pub fn poll<'b>(&self, batch: &'b mut CompletionBatch) -> Result<&'b [Completion], Error> {
         self.refill(batch)?;
-        Ok(&batch.items)
+        Ok(batch.completions())
     }
 
     #[inline]
     fn refill(&self, batch: &mut CompletionBatch) -> Result<(), Error> {
         batch.clear();
-        let result = self.0.fill(&mut lock(&self.0.state), batch);
+        let result = self.0.fill(&mut self.0.state.lock(), batch);
         // Without the lock: closing what has become free runs its owners' code.
         self.0.domain.0.reap();
         result
@@ -218,7 +186,7 @@ impl CompletionQueue {
         let deadline = Instant::now().checked_add(timeout);
         loop {
             self.refill(batch)?;
-            if !batch.items.is_empty() {
+            if !batch.completions().is_empty() {
                 break;
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -232,7 +200,7 @@ impl CompletionQueue {
                 break;
             }
         }
-        Ok(&batch.items)
+        Ok(batch.completions())
     }
 
     /// Makes one [`wait`](CompletionQueue::wait) return: one that blocks now, or else the next one.
@@ -257,7 +225,7 @@ impl CompletionQueue {
     /// [`Error::Call`] with what the provider said.
     pub fn arm(&self) -> Result<bool, Error> {
         self.wait_object()?;
-        if lock(&self.0.state).has_leftovers() {
+        if self.0.state.lock().has_leftovers() {
             return Ok(false);
         }
         let mut objects = [self.0.raw.as_ptr().cast::<sys::fid>()];
@@ -313,8 +281,8 @@ impl QueueState {
 }
 
 impl QueueInner {
-    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, QueueState> {
-        lock(&self.state)
+    pub(crate) fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock()
     }
 
     pub(crate) fn capacity(&self) -> usize {
@@ -333,30 +301,35 @@ impl QueueInner {
         // Without an open endpoint there is nothing that could still complete, and `net` of 1.17 does not survive being asked.
         let read = if state.open > 0 { self.read(state, batch) } else { Ok(()) };
         // Only once nothing real is left: what completed before the endpoint was closed has ended well.
-        if batch.items.is_empty() {
+        if batch.completions().is_empty() {
             self.aborted(state, batch);
         }
         // A queue that has failed still tells how the operations of closed endpoints ended.
-        if batch.items.is_empty() { read } else { Ok(()) }
+        if batch.completions().is_empty() { read } else { Ok(()) }
     }
 
     /// Reads what the provider has.
     #[inline]
     fn read(&self, state: &QueueState, batch: &mut CompletionBatch) -> Result<(), Error> {
         let capacity = batch.capacity();
-        let raw = batch.raw.as_mut_ptr().cast::<c_void>();
+        let (raw, sources) = batch.buffers();
         // SAFETY: the queue is open; the buffers have room for `capacity` entries of the longest format.
         let count = unsafe {
             if self.sources {
-                sys::fi_cq_readfrom(self.raw.as_ptr(), raw, capacity, batch.sources.as_mut_ptr())
+                sys::fi_cq_readfrom(self.raw.as_ptr(), raw, capacity, sources)
             } else {
                 sys::fi_cq_read(self.raw.as_ptr(), raw, capacity)
             }
         };
         match usize::try_from(count) {
             Ok(count) if count <= capacity => {
-                for index in 0..count {
-                    self.entry(state, batch, index);
+                // SAFETY: so says the provider; `clear` has emptied the batch before.
+                let strays = unsafe {
+                    batch.add_entries(count, self.format, self.sources, |context| state.end(context))
+                };
+                if strays > 0 {
+                    // Nobody waits for them: completions that came twice.
+                    self.stray.fetch_add(strays as u64, Ordering::Relaxed);
                 }
             }
             Ok(count) => {
@@ -368,79 +341,6 @@ impl QueueInner {
             Err(_) => return self.exception(count, state, batch),
         }
         Ok(())
-    }
-
-    /// One entry, as the format lays it out.
-    #[inline(always)]
-    fn entry(&self, state: &QueueState, batch: &mut CompletionBatch, index: usize) {
-        let at = batch.raw.as_ptr().cast::<u8>().wrapping_add(index * self.format.entry_bytes());
-        // SAFETY: `index` is below the number of entries that fit, and the format says how long each is. Entries are aligned
-        // for pointers, as the buffer is. Longer formats begin like shorter ones, so only the fields that a format has are
-        // read.
-        let entry = unsafe {
-            if self.format == CompletionFormat::Tagged {
-                at.cast::<sys::fi_cq_tagged_entry>().read()
-            } else {
-                self.short_entry(at)
-            }
-        };
-        let source = if self.sources { batch.sources[index] } else { sys::FI_ADDR_NOTAVAIL };
-        let ended = state.end(entry.op_context);
-        let remote_write = entry.flags & sys::FI_REMOTE_CQ_DATA != 0
-            && (entry.flags & sys::FI_REMOTE_WRITE != 0
-                || entry.flags & sys::FI_RMA != 0 && entry.flags & (sys::FI_MSG | sys::FI_TAGGED) == 0);
-        let (token, kind, ours) = match ended {
-            Some(ended) if remote_write && ended.kind == OperationKind::Receive => {
-                (ended.token, OperationKind::RemoteWrite, true)
-            }
-            Some(ended) => (ended.token, ended.kind, true),
-            None if remote_write => (0, OperationKind::RemoteWrite, false),
-            // Nobody waits for it: a completion that came twice.
-            None => {
-                self.stray.fetch_add(1, Ordering::Relaxed);
-                return;
-            }
-        };
-        batch.push(Completion {
-            token,
-            kind,
-            ours,
-            flags: entry.flags,
-            len_bytes: entry.len,
-            data: entry.data,
-            tag: entry.tag,
-            source,
-            error: None,
-        });
-    }
-
-    /// An entry of a format that is not the longest.
-    ///
-    /// # Safety
-    ///
-    /// `at` points to an entry of the queue's format.
-    unsafe fn short_entry(&self, at: *const u8) -> sys::fi_cq_tagged_entry {
-        let mut entry = sys::fi_cq_tagged_entry {
-            op_context: ptr::null_mut(),
-            flags: 0,
-            len: 0,
-            buf: ptr::null_mut(),
-            data: 0,
-            tag: 0,
-        };
-        // SAFETY: as the caller promises; each format has the fields that are read for it.
-        unsafe {
-            entry.op_context = at.cast::<*mut c_void>().read();
-            if self.format >= CompletionFormat::Message {
-                let at = at.cast::<sys::fi_cq_msg_entry>();
-                entry.flags = (*at).flags;
-                entry.len = (*at).len;
-            }
-            if self.format >= CompletionFormat::Data {
-                entry.data = (*at.cast::<sys::fi_cq_data_entry>()).data;
-            }
-        }
-        entry
     }
 
     #[cold]
@@ -479,18 +379,15 @@ impl QueueInner {
             quiesced: true,
         };
         let ended = state.end(entry.op_context);
-        batch.errors = true;
-        batch.push(Completion {
-            token: ended.as_ref().map_or(0, |ended| ended.token),
-            kind: ended.as_ref().map_or(OperationKind::Unknown, |ended| ended.kind),
-            ours: ended.is_some(),
-            flags: entry.flags & !sys::FI_REMOTE_CQ_DATA,
-            len_bytes: entry.len,
-            data: 0,
-            tag: entry.tag,
-            source: sys::FI_ADDR_NOTAVAIL,
-            error: Some(Box::new(error)),
-        });
+        batch.push_failure(
+            ended,
+            Failure {
+                flags: entry.flags & !sys::FI_REMOTE_CQ_DATA,
+                len_bytes: entry.len,
+                tag: entry.tag,
+                error,
+            },
+        );
     }
 
     fn error_text(&self, entry: &sys::fi_cq_err_entry) -> String {
@@ -526,30 +423,20 @@ impl QueueInner {
                 continue;
             }
             let mut from = 0;
-            while batch.items.len() < batch.capacity() {
+            while batch.room() > 0 {
                 let Some((slot, ended, quiesced)) = state.tables[index].next_aborted(from) else { break };
                 from = slot + 1;
-                batch.errors = true;
-                batch.push(Completion {
-                    token: ended.token,
-                    kind: ended.kind,
-                    ours: true,
-                    flags: 0,
-                    len_bytes: 0,
-                    data: 0,
-                    tag: 0,
-                    source: sys::FI_ADDR_NOTAVAIL,
-                    error: Some(Box::new(OperationError {
-                        kind: ErrorKind::Aborted,
-                        errno: Errno::ECANCELED,
-                        provider_errno: 0,
-                        text: "the endpoint was closed before the operation had ended".to_owned(),
-                        overflow_bytes: 0,
-                        quiesced,
-                    })),
-                });
+                let error = OperationError {
+                    kind: ErrorKind::Aborted,
+                    errno: Errno::ECANCELED,
+                    provider_errno: 0,
+                    text: "the endpoint was closed before the operation had ended".to_owned(),
+                    overflow_bytes: 0,
+                    quiesced,
+                };
+                batch.push_failure(Some(ended), Failure { flags: 0, len_bytes: 0, tag: 0, error });
             }
-            if batch.items.len() == batch.capacity() {
+            if batch.room() == 0 {
                 return;
             }
             state.forget(index);
@@ -561,12 +448,16 @@ impl QueueState {
     /// Ends the operation that a context belongs to.
     #[inline(always)]
     fn end(&self, context: *mut c_void) -> Option<Ended> {
-        for table in &self.tables {
-            if let Some(slot) = table.slot_of(context) {
-                return table.end(slot);
-            }
+        let (first, others) = self.tables.split_first()?;
+        match first.slot_of(context) {
+            Some(slot) => first.end(slot),
+            None => Self::end_in(others, context),
         }
-        None
+    }
+
+    #[cold]
+    fn end_in(tables: &[Arc<Table>], context: *mut c_void) -> Option<Ended> {
+        tables.iter().find_map(|table| Some((table, table.slot_of(context)?))).and_then(|(t, s)| t.end(s))
     }
 }
 

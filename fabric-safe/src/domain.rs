@@ -2,9 +2,10 @@
 
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use fabric_sys as sys;
+use parking_lot::Mutex;
 
 use crate::fabric::Fabric;
 use crate::object::close;
@@ -115,20 +116,22 @@ impl Domain {
     }
 
     pub(crate) fn add_table(&self, table: &Arc<Table>) {
-        lock(&self.0.tables).push(table.clone());
+        self.0.tables.lock().push(table.clone());
     }
 }
 
 impl DomainInner {
     /// The operations of a closed table hold nothing more.
     pub(crate) fn remove_table(&self, table: &Arc<Table>) {
-        lock(&self.tables).retain(|other| !Arc::ptr_eq(other, table));
+        self.tables.lock().retain(|other| !Arc::ptr_eq(other, table));
     }
 
     /// Calls `bury` now if no operation holds `id`, otherwise when the last one has ended. No operation may come to hold `id`
     /// any more: its owner has let go of it.
     pub(crate) fn bury_when_free(&self, id: HoldId, bury: Box<dyn FnOnce() + Send>) {
-        let holders: Vec<_> = lock(&self.tables)
+        let holders: Vec<_> = self
+            .tables
+            .lock()
             .iter()
             .map(|table| (table.clone(), table.holders(id)))
             .filter(|(_, holders)| !holders.is_empty())
@@ -138,14 +141,14 @@ impl DomainInner {
         if !grave.held() {
             return (grave.bury)();
         }
-        let mut graves = lock(&self.graves);
+        let mut graves = self.graves.lock();
         graves.push(grave);
         self.grave_count.store(graves.len(), Ordering::Release);
     }
 
     /// Whether any operation holds `id`.
     pub(crate) fn is_held(&self, id: HoldId) -> bool {
-        lock(&self.tables).iter().any(|table| !table.holders(id).is_empty())
+        self.tables.lock().iter().any(|table| !table.holders(id).is_empty())
     }
 
     /// Closes what no operation holds any more. Called after operations have ended, without any lock held: closing runs
@@ -161,7 +164,7 @@ impl DomainInner {
     fn reap_now(&self) {
         let mut free = Vec::new();
         {
-            let mut graves = lock(&self.graves);
+            let mut graves = self.graves.lock();
             let mut index = 0;
             while index < graves.len() {
                 if graves[index].held() {
@@ -182,7 +185,7 @@ impl Drop for DomainInner {
     fn drop(&mut self) {
         // Endpoints hold the domain, so all are closed by now, and operations hold things only if theirs could not be closed.
         self.reap();
-        let stranded = core::mem::take(self.graves.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let stranded = core::mem::take(self.graves.get_mut());
         if stranded.is_empty() {
             // SAFETY: everything opened from the domain held an Arc of it, so nothing is left.
             let _ = unsafe { close(self.raw.as_ptr().cast()) };
@@ -197,9 +200,4 @@ impl core::fmt::Debug for Domain {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Domain").field("info", &self.0.info).finish_non_exhaustive()
     }
-}
-
-/// Locks, whatever happened to the thread that held the lock before: all data under our locks is valid at every step.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,14 +4,15 @@ use core::ffi::c_int;
 use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::Arc;
 
 use fabric_sys as sys;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::address::{AddressVector, RawAddress, read_address};
 use crate::completion_queue::CompletionQueue;
 use crate::counter::{Counter, CounterEvents};
-use crate::domain::{Domain, lock};
+use crate::domain::Domain;
 use crate::error::PostError;
 use crate::event_queue::EventQueue;
 use crate::flags::Capabilities;
@@ -284,8 +285,8 @@ impl Endpoint<Opened> {
             return Err(Error::call("fi_enable", info.place(), status));
         }
         let vector = vector.clone();
-        let transmit = Side::new(transmit.clone(), info.transmit_depth(), false);
-        let receive = Side::new(receive.clone(), info.receive_depth(), true);
+        let transmit = Side::new(transmit.clone(), info.transmit_depth());
+        let receive = Side::new(receive.clone(), info.receive_depth());
         transmit.attach()?;
         if let Err(usage) = receive.attach() {
             transmit.detach();
@@ -431,10 +432,10 @@ impl<S: EndpointState> Endpoint<S> {
 }
 
 impl Side {
-    fn new(queue: CompletionQueue, depth: usize, receive: bool) -> Side {
+    fn new(queue: CompletionQueue, depth: usize) -> Side {
         Side {
             gate: Gate { open: Mutex::new(true), owner: AtomicUsize::new(0) },
-            table: Arc::new(Table::new(depth, receive)),
+            table: Arc::new(Table::new(depth)),
             queue,
         }
     }
@@ -473,9 +474,8 @@ impl Gate {
     #[inline]
     fn enter(&self) -> Result<MutexGuard<'_, bool>, Usage> {
         match self.open.try_lock() {
-            Ok(guard) => Ok(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => self.enter_slowly(),
+            Some(guard) => Ok(guard),
+            None => self.enter_slowly(),
         }
     }
 
@@ -487,7 +487,7 @@ impl Gate {
                 "this thread holds the endpoint's Transmit guard: use or drop that first",
             ));
         }
-        Ok(lock(&self.open))
+        Ok(self.open.lock())
     }
 }
 
@@ -553,7 +553,7 @@ impl Endpoint<Enabled> {
     ///
     /// [`Error::Call`] if the provider cannot do that: most cannot cancel anything but receives.
     pub fn cancel(&self, operation: OperationId) -> Result<(), Error> {
-        let side = if operation.receive { &self.state.receive } else { &self.state.transmit };
+        let side = if operation.is_receive() { &self.state.receive } else { &self.state.transmit };
         let open = side.gate.enter()?;
         let Some(context) = side.table.context_of(operation).filter(|_| *open) else {
             return Ok(());

@@ -144,8 +144,8 @@ mod transmit;
 mod wait;
 
 pub use address::{Address, AddressVector, AddressVectorOptions, RawAddress};
-pub use completion::{Completion, CompletionBatch, OperationKind, SourceAddress};
-pub use completion_queue::{CompletionFormat, CompletionQueue, CompletionQueueOptions};
+pub use completion::{Completion, CompletionBatch, CompletionFormat, OperationKind, SourceAddress};
+pub use completion_queue::{CompletionQueue, CompletionQueueOptions};
 pub use counter::{Counter, CounterEvents};
 pub use domain::Domain;
 pub use endpoint::{Direction, Enabled, Endpoint, EndpointState, Opened};

@@ -32,15 +32,59 @@ pub(crate) const MAX_HOLDS: usize = MAX_SEGMENTS + 1;
 pub(crate) const MAX_SLOTS: usize = 1 << 16;
 
 /// Not in use.
-const FREE: u32 = 0;
+const FREE: u8 = 0;
 /// Posted and not ended: what it holds must stay.
-const IN_FLIGHT: u32 = 1;
+const IN_FLIGHT: u8 = 1;
 /// Its endpoint has been closed; the completion queue has not told its owner yet.
-const ABORTED: u32 = 2;
+const ABORTED: u8 = 2;
 /// Its endpoint could not be closed: what it holds must stay for ever. The completion queue has not told its owner yet.
-const STRANDED: u32 = 3;
+const STRANDED: u8 = 3;
 /// As `STRANDED`, and its owner has been told.
-const LOST: u32 = 4;
+const LOST: u8 = 4;
+
+/// What a slot says about its operation, in one word, so that posting and ending are a load and a store each: its state
+/// (bits 0 to 7), its kind (8 to 15), how many things it holds (16 to 23), and which user of the slot it is (32 to 63).
+#[derive(Clone, Copy)]
+struct Word(u64);
+
+impl Word {
+    /// The next user's word.
+    #[inline(always)]
+    fn next(self, kind: OperationKind, holds: usize) -> Word {
+        let generation = (self.0 & !0xffff_ffff).wrapping_add(1 << 32);
+        Word(generation | (holds as u64) << 16 | (kind as u64) << 8 | u64::from(IN_FLIGHT))
+    }
+
+    #[inline(always)]
+    fn with_state(self, state: u8) -> Word {
+        Word(self.0 & !0xff | u64::from(state))
+    }
+
+    #[inline(always)]
+    fn state(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// The [`OperationKind`]'s number.
+    #[inline(always)]
+    fn kind(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    fn holds(self) -> usize {
+        usize::from((self.0 >> 16) as u8)
+    }
+
+    #[inline(always)]
+    fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Whether what it holds must stay.
+    fn pinned(self) -> bool {
+        matches!(self.state(), IN_FLIGHT | STRANDED | LOST)
+    }
+}
 
 /// Identifies an object that operations can hold: a region or an address. Never used twice in a process; 0 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,11 +106,9 @@ impl HoldId {
 struct Slot {
     /// Written by the provider alone.
     context: UnsafeCell<sys::fi_context2>,
-    state: AtomicU32,
-    generation: AtomicU32,
+    /// A [`Word`].
+    word: AtomicU64,
     token: AtomicU64,
-    kind: AtomicU32,
-    hold_count: AtomicU32,
     holds: [AtomicU64; MAX_HOLDS],
 }
 
@@ -76,13 +118,22 @@ impl Slot {
     fn new() -> Slot {
         Slot {
             context: UnsafeCell::new(sys::fi_context2 { internal: [core::ptr::null_mut(); 8] }),
-            state: AtomicU32::new(FREE),
-            generation: AtomicU32::new(0),
+            word: AtomicU64::new(0),
             token: AtomicU64::new(0),
-            kind: AtomicU32::new(0),
-            hold_count: AtomicU32::new(0),
             holds: [const { AtomicU64::new(0) }; MAX_HOLDS],
         }
+    }
+
+    /// Acquire: who sees the slot in flight sees what it holds, and who sees it free comes after its operation.
+    #[inline(always)]
+    fn word(&self) -> Word {
+        Word(self.word.load(Ordering::Acquire))
+    }
+
+    /// Release: see [`word`](Slot::word).
+    #[inline(always)]
+    fn set(&self, word: Word) {
+        self.word.store(word.0, Ordering::Release);
     }
 }
 
@@ -93,9 +144,27 @@ struct Cursor(AtomicUsize);
 /// Names one operation of one endpoint, for [`Endpoint::cancel`](crate::Endpoint::cancel).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OperationId {
-    pub(crate) slot: u32,
-    pub(crate) generation: u32,
-    pub(crate) receive: bool,
+    /// The slot, and [`RECEIVE`](OperationId::RECEIVE) for the table of the receive side.
+    place: u32,
+    generation: u32,
+}
+
+impl OperationId {
+    const RECEIVE: u32 = 1 << 31;
+
+    fn new(slot: usize, generation: u32, kind: OperationKind) -> OperationId {
+        let receive = if matches!(kind, OperationKind::Receive) { OperationId::RECEIVE } else { 0 };
+        OperationId { place: slot as u32 | receive, generation }
+    }
+
+    /// Whether it is a receive.
+    pub(crate) fn is_receive(self) -> bool {
+        self.place & OperationId::RECEIVE != 0
+    }
+
+    fn slot(self) -> usize {
+        (self.place & !OperationId::RECEIVE) as usize
+    }
 }
 
 /// A slot that the poster has taken and not yet handed to the provider.
@@ -105,7 +174,8 @@ struct Claim(usize);
 /// An operation that has ended.
 pub(crate) struct Ended {
     pub(crate) token: u64,
-    pub(crate) kind: OperationKind,
+    /// The [`OperationKind`]'s number.
+    pub(crate) kind: u8,
 }
 
 /// See the module's text.
@@ -119,7 +189,6 @@ pub(crate) struct Table {
     returned: Cursor,
     /// No more operations will be posted, and those in flight have been marked.
     closed: AtomicBool,
-    receive: bool,
 }
 
 // SAFETY: everything but the scratch space is atomic; the scratch space is touched by the provider alone, through raw pointers.
@@ -128,7 +197,7 @@ unsafe impl Send for Table {}
 unsafe impl Sync for Table {}
 
 impl Table {
-    pub(crate) fn new(slots: usize, receive: bool) -> Table {
+    pub(crate) fn new(slots: usize) -> Table {
         let count = slots.clamp(1, MAX_SLOTS);
         let ring_len = count.next_power_of_two();
         Table {
@@ -138,7 +207,6 @@ impl Table {
             taken: Cursor(AtomicUsize::new(0)),
             returned: Cursor(AtomicUsize::new(count)),
             closed: AtomicBool::new(false),
-            receive,
         }
     }
 
@@ -206,14 +274,10 @@ impl Table {
         for index in 0..N {
             slot.holds[index].store(holds[index].0, Ordering::Relaxed);
         }
-        slot.hold_count.store(N as u32, Ordering::Relaxed);
         slot.token.store(token, Ordering::Relaxed);
-        slot.kind.store(kind as u32, Ordering::Relaxed);
-        let generation = slot.generation.load(Ordering::Relaxed).wrapping_add(1);
-        slot.generation.store(generation, Ordering::Relaxed);
-        // Release: who sees the slot in flight sees what it holds.
-        slot.state.store(IN_FLIGHT, Ordering::Release);
-        let id = OperationId { slot: claim.0 as u32, generation, receive: self.receive };
+        let word = slot.word().next(kind, N);
+        slot.set(word);
+        let id = OperationId::new(claim.0, word.generation(), kind);
         (slot.context.get().cast(), id)
     }
 
@@ -225,7 +289,12 @@ impl Table {
     #[cold]
     fn retract(&self, claim: Claim) {
         let slot = &self.slots[claim.0];
-        if slot.state.compare_exchange(IN_FLIGHT, FREE, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        let word = slot.word();
+        let free = word.with_state(FREE);
+        // Exchanged, because a poller may be ending it now.
+        if word.state() == IN_FLIGHT
+            && slot.word.compare_exchange(word.0, free.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        {
             let taken = self.taken.0.load(Ordering::Relaxed).wrapping_sub(1);
             // The entry that we gave up has not been overwritten: at most `depth` entries are ever in the ring, ours among them.
             self.ring[taken & (self.ring.len() - 1)].store(claim.0 as u32, Ordering::Relaxed);
@@ -235,10 +304,9 @@ impl Table {
 
     /// The context of an operation, if it is still the one in flight there.
     pub(crate) fn context_of(&self, id: OperationId) -> Option<*mut c_void> {
-        let slot = self.slots.get(id.slot as usize)?;
-        let same = slot.generation.load(Ordering::Relaxed) == id.generation
-            && slot.state.load(Ordering::Acquire) == IN_FLIGHT;
-        same.then(|| slot.context.get().cast())
+        let slot = self.slots.get(id.slot())?;
+        let word = slot.word();
+        (word.generation() == id.generation && word.state() == IN_FLIGHT).then(|| slot.context.get().cast())
     }
 
     // ---- the poller's half -------------------------------------------------------------------------------------------
@@ -255,28 +323,19 @@ impl Table {
     #[inline(always)]
     pub(crate) fn end(&self, index: usize) -> Option<Ended> {
         let slot = &self.slots[index];
-        match slot.state.load(Ordering::Acquire) {
+        let word = slot.word();
+        let ended = Ended { token: slot.token.load(Ordering::Relaxed), kind: word.kind() };
+        match word.state() {
             IN_FLIGHT | ABORTED => {
-                let ended = self.ended(slot);
-                // Release: a scan that sees the slot free comes after everything that the operation did.
-                slot.state.store(FREE, Ordering::Release);
+                slot.set(word.with_state(FREE));
                 self.give_back(index);
                 Some(ended)
             }
             STRANDED => {
-                let ended = self.ended(slot);
-                slot.state.store(LOST, Ordering::Release);
+                slot.set(word.with_state(LOST));
                 Some(ended)
             }
             _ => None,
-        }
-    }
-
-    #[inline(always)]
-    fn ended(&self, slot: &Slot) -> Ended {
-        Ended {
-            token: slot.token.load(Ordering::Relaxed),
-            kind: OperationKind::from_raw(slot.kind.load(Ordering::Relaxed)),
         }
     }
 
@@ -291,8 +350,8 @@ impl Table {
     /// whether its memory is at rest. Poller only.
     pub(crate) fn next_aborted(&self, from: usize) -> Option<(usize, Ended, bool)> {
         let index = (from..self.slots.len())
-            .find(|&index| matches!(self.slots[index].state.load(Ordering::Acquire), ABORTED | STRANDED))?;
-        let quiesced = self.slots[index].state.load(Ordering::Relaxed) == ABORTED;
+            .find(|&index| matches!(self.slots[index].word().state(), ABORTED | STRANDED))?;
+        let quiesced = self.slots[index].word().state() == ABORTED;
         self.end(index).map(|ended| (index, ended, quiesced))
     }
 
@@ -303,8 +362,9 @@ impl Table {
     pub(crate) fn close(&self, quiesced: bool) {
         let next = if quiesced { ABORTED } else { STRANDED };
         for slot in &self.slots {
-            if slot.state.load(Ordering::Acquire) == IN_FLIGHT {
-                slot.state.store(next, Ordering::Release);
+            let word = slot.word();
+            if word.state() == IN_FLIGHT {
+                slot.set(word.with_state(next));
             }
         }
         self.closed.store(true, Ordering::Release);
@@ -321,26 +381,19 @@ impl Table {
     pub(crate) fn holders(&self, id: HoldId) -> Vec<Holder> {
         let mut holders = Vec::new();
         for (index, slot) in self.slots.iter().enumerate() {
-            if !pinned(slot.state.load(Ordering::Acquire)) {
-                continue;
-            }
-            let count = slot.hold_count.load(Ordering::Relaxed) as usize;
-            if slot.holds.iter().take(count).any(|hold| hold.load(Ordering::Relaxed) == id.0) {
-                holders.push(Holder { index, generation: slot.generation.load(Ordering::Relaxed) });
+            let word = slot.word();
+            let mut holds = slot.holds.iter().take(word.holds());
+            if word.pinned() && holds.any(|hold| hold.load(Ordering::Relaxed) == id.0) {
+                holders.push(Holder { index, generation: word.generation() });
             }
         }
         holders
     }
 
     pub(crate) fn still_holds(&self, holder: &Holder) -> bool {
-        let slot = &self.slots[holder.index];
-        pinned(slot.state.load(Ordering::Acquire))
-            && slot.generation.load(Ordering::Relaxed) == holder.generation
+        let word = self.slots[holder.index].word();
+        word.pinned() && word.generation() == holder.generation
     }
-}
-
-fn pinned(state: u32) -> bool {
-    matches!(state, IN_FLIGHT | STRANDED | LOST)
 }
 
 /// An operation that was found to hold something.
@@ -366,18 +419,18 @@ mod tests {
     }
 
     /// The context that a provider would hand back.
-    fn context(table: &Table, slot: u32) -> *const c_void {
-        table.slots[slot as usize].context.get().cast()
+    fn context(table: &Table, slot: usize) -> *const c_void {
+        table.slots[slot].context.get().cast()
     }
 
     #[test]
     fn as_many_operations_as_slots_and_each_ends_once() {
-        let table = Table::new(3, false);
+        let table = Table::new(3);
         let posted: Vec<_> = (0..3).map(|token| post(&table, token, &[]).unwrap()).collect();
         assert!(matches!(post(&table, 9, &[]), Err(PostError::Again)));
         assert_eq!(table.in_flight(), 3);
         for (token, id) in posted.iter().enumerate() {
-            let slot = table.slot_of(context(&table, id.slot)).unwrap();
+            let slot = table.slot_of(context(&table, id.slot())).unwrap();
             assert_eq!(table.end(slot).unwrap().token, token as u64);
             assert!(table.end(slot).is_none(), "a completion that comes twice ends nothing");
         }
@@ -386,7 +439,7 @@ mod tests {
 
     #[test]
     fn contexts_that_are_not_ours_are_told_apart() {
-        let table = Table::new(4, false);
+        let table = Table::new(4);
         let first = context(&table, 0) as usize;
         let wrong = [0, 1, first - 128, first + 1, first + 64, first + 4 * 128, usize::MAX];
         assert!(wrong.iter().all(|address| table.slot_of(*address as *const c_void).is_none()));
@@ -395,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_refused_operation_leaves_nothing_behind() {
-        let table = Table::new(2, false);
+        let table = Table::new(2);
         let id = HoldId::new();
         for _ in 0..100 {
             let refused = table.post("test", OperationKind::Read, 1, &[id], |_| -22);
@@ -408,14 +461,14 @@ mod tests {
 
     #[test]
     fn what_is_held_is_found_until_the_operation_has_ended() {
-        let table = Table::new(4, false);
+        let table = Table::new(4);
         let (mine, other) = (HoldId::new(), HoldId::new());
         let one = post(&table, 1, &[other, mine]).unwrap();
         post(&table, 2, &[other]).unwrap();
         let holders = table.holders(mine);
         assert_eq!(holders.len(), 1);
         assert!(table.still_holds(&holders[0]));
-        table.end(one.slot as usize).unwrap();
+        table.end(one.slot()).unwrap();
         assert!(!table.still_holds(&holders[0]));
         assert!(table.context_of(one).is_none(), "nothing is left to cancel");
     }
@@ -423,10 +476,10 @@ mod tests {
     #[test]
     fn closing_leaves_ends_to_be_told() {
         for quiesced in [true, false] {
-            let table = Table::new(4, false);
+            let table = Table::new(4);
             let id = HoldId::new();
             let posted: Vec<_> = (0..3).map(|token| post(&table, token, &[id]).unwrap()).collect();
-            table.end(posted[1].slot as usize).unwrap();
+            table.end(posted[1].slot()).unwrap();
             table.close(quiesced);
             assert_eq!(table.holders(id).len(), if quiesced { 0 } else { 2 }, "memory at rest is free");
             let (slot, ended, at_rest) = table.next_aborted(0).unwrap();
@@ -449,7 +502,7 @@ mod tests {
             depth in 1usize..9,
             steps in proptest::collection::vec((0u8..3, proptest::prelude::any::<usize>()), 0..200),
         ) {
-            let table = Table::new(depth, false);
+            let table = Table::new(depth);
             let mut outstanding: VecDeque<(OperationId, u64)> = VecDeque::new();
             for (token, (step, which)) in steps.into_iter().enumerate() {
                 match step {
@@ -465,12 +518,12 @@ mod tests {
                     _ => {
                         let index = which % outstanding.len().max(1);
                         if let Some((id, token)) = outstanding.remove(index) {
-                            assert_eq!(table.end(id.slot as usize).unwrap().token, token);
+                            assert_eq!(table.end(id.slot()).unwrap().token, token);
                         }
                     }
                 }
                 assert_eq!(table.in_flight(), outstanding.len());
-                let mut slots: Vec<_> = outstanding.iter().map(|(id, _)| id.slot).collect();
+                let mut slots: Vec<_> = outstanding.iter().map(|(id, _)| id.slot()).collect();
                 slots.sort_unstable();
                 slots.dedup();
                 assert_eq!(slots.len(), outstanding.len(), "two operations share a slot");

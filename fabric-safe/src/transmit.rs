@@ -2,10 +2,10 @@
 
 use core::ffi::c_void;
 use core::ptr;
-use std::sync::MutexGuard;
 
 use fabric_sys as sys;
 use libc::iovec;
+use parking_lot::MutexGuard;
 
 use crate::address::Address;
 use crate::completion::OperationKind;
