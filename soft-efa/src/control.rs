@@ -11,7 +11,10 @@
 //! | `list` | the rules, with their IDs |
 //! | `counters` | counts of each card of each process |
 //! | `queue-pairs` | the queue pairs of each card, with their counts |
+//! | `clock` | the time of the run's own [clock](crate::clock) in nanoseconds |
+//! | `clock advance us=N` | moves it on and says the new time |
 
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::rules::Rule;
 use crate::shared::{self, CardFile, Mapped, ProcessFile, Registry};
@@ -107,6 +110,15 @@ impl Control {
                 Ok(self.rules.iter().fold(String::new(), |text, (id, rule)| format!("{text}\n{id} {rule}")))
             }
             (Some("counters"), None) => self.counters().map_err(|error| error.to_string()),
+            (Some("clock"), None) => self.clock().map(|clock| clock.now().as_nanos().to_string()),
+            (Some("clock"), Some("advance")) => {
+                let (by, more) = (words.next(), words.next());
+                let us = by.and_then(|word| word.strip_prefix("us=")).and_then(|us| us.parse::<u64>().ok());
+                let (Some(us), None) = (us, more) else {
+                    return Err("`clock advance` needs us=N and nothing else".into());
+                };
+                self.clock().map(|clock| clock.advance(Duration::from_micros(us)).as_nanos().to_string())
+            }
             (Some("queue-pairs"), None) => self.queue_pairs().map_err(|error| error.to_string()),
             (None, _) => Err("an empty command".into()),
             _ => {
@@ -126,20 +138,20 @@ impl Control {
             let (fresh, file) = (self.dir.join("rules.new"), self.dir.join(RULES_FILE));
             std::fs::write(&fresh, text)?;
             std::fs::rename(fresh, file)?;
-            let registry = Mapped::<Registry>::open(&self.dir.join("registry"), 0, true)?;
+            let registry = Mapped::<Registry>::open(&self.dir.join(shared::REGISTRY_FILE), 0, true)?;
             registry.fault_epoch.fetch_add(1, Ordering::SeqCst);
-            for slot in
-                registry.slots.iter().filter(|slot| slot.state.load(Ordering::Acquire) == shared::LIVE)
-            {
-                shared::ring_bell(slot);
-            }
+            shared::ring_all_bells(&registry);
             Ok(())
         };
         publish().map_err(|error| format!("cannot publish the rules: {error}"))
     }
 
+    fn clock(&self) -> Result<Clock, String> {
+        Clock::open(&self.dir).map_err(|error| error.to_string())
+    }
+
     fn counters(&self) -> std::io::Result<String> {
-        let registry = Mapped::<Registry>::open(&self.dir.join("registry"), 0, true)?;
+        let registry = Mapped::<Registry>::open(&self.dir.join(shared::REGISTRY_FILE), 0, true)?;
         let mut text = String::new();
         for (slot, entry) in registry.slots.iter().enumerate() {
             if entry.state.load(Ordering::Acquire) != shared::LIVE {
@@ -209,6 +221,17 @@ mod tests {
         assert_eq!(std::fs::read_to_string(scratch.dir().join(RULES_FILE)).unwrap(), "delay us=5\n");
         assert_eq!(control.execute("clear"), Ok(String::new()));
         assert_eq!(control.execute("counters"), Ok(String::new()));
+    }
+
+    #[test]
+    fn the_clock_can_be_read_and_moved() {
+        let (mut control, _scratch) = control();
+        assert_eq!(control.execute("clock"), Ok("0".into()));
+        assert_eq!(control.execute("clock advance us=5"), Ok("5000".into()));
+        for line in ["clock advance", "clock advance us=-1", "clock advance us=1 us=1", "clock back us=1"] {
+            assert!(control.execute(line).is_err(), "{line:?}");
+        }
+        assert_eq!(control.execute("clock"), Ok("5000".into()));
     }
 
     #[test]

@@ -24,7 +24,7 @@
 //!
 //! # Chapters
 //! For those who start programs: [`Network`] (a run), [`Libraries`] (how the shared libraries are built), [`profile`] (which cards there
-//! are), [`settings`] (what can be asked for), [`rules`] and [`control`] (what shall go wrong), [`status`] (how requests end), [`sysfs`] (what programs look up), [`scratch`] (what a run
+//! are), [`settings`] (what can be asked for), [`clock`] (by which time), [`rules`] and [`control`] (what shall go wrong), [`status`] (how requests end), [`sysfs`] (what programs look up), [`scratch`] (what a run
 //! leaves: nothing). The program `soft-efa` is a thin wrapper around them.
 //!
 //! # The cards
@@ -34,6 +34,7 @@
 pub mod abi;
 #[cfg(feature = "cards")]
 mod card;
+pub mod clock;
 pub mod control;
 #[cfg_attr(not(feature = "cards"), allow(dead_code))] // the launcher reads what the cards count
 mod counters;

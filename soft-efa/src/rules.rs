@@ -12,10 +12,13 @@
 //! | `register errno=N` | a memory registration fails |
 //! | `down card=N` | the card is dead: its own requests end with status 2, those to it are not answered |
 //! | `link card=N` | its link is down: requests from and to it wait until the rule is gone |
+//! | `flap card=N us=N` | its link is up for so long, then down for so long, and so on, from the clock's zero |
 //! | `unreachable host=N` | requests to that host are not answered |
+//! | `restart qpn=same` | queue pairs made from now on get the lowest number that is free, so a process that takes the place of another on its host (`SOFT_EFA_HOST`) gets its numbers; `qpn=other` (what happens without a rule): numbers that nobody has had for long |
 //!
 //! | condition | holds for |
 //! |---|---|
+//! | `at=end` | `fail`, `delay`, `hold`, `kill`: what is said happens to the request's completion, when its bytes have moved |
 //! | `op=write` | that kind: `send`, `send_imm`, `read`, `write`, `write_imm`, or `rdma` for the last three |
 //! | `card=N`, `host=N` | that card, that host (of the initiator; for `down`, `link`, `unreachable` the one that is hit) |
 //! | `peer=N` | requests to that host |
@@ -46,8 +49,12 @@ pub enum Action {
     Down,
     /// A card without a link.
     Link,
+    /// A card whose link goes down and comes back every so many microseconds.
+    Flap(u64),
     /// A host that does not answer.
     Unreachable,
+    /// New queue pairs get the lowest free number (or, as always, one that was not used for long).
+    Restart(bool),
 }
 
 /// When a rule that otherwise fits fires.
@@ -80,6 +87,8 @@ pub struct Rule {
     pub min: u64,
     /// Longest request in bytes.
     pub max: u64,
+    /// Whether it is about the completion of a request that has been carried out.
+    pub at_end: bool,
     /// When it fires.
     pub when: When,
     /// How often it fires at most.
@@ -107,7 +116,7 @@ impl FromStr for Rule {
     fn from_str(line: &str) -> Result<Rule, BadRule> {
         let mut words = line.split_ascii_whitespace();
         let verb = words.next().ok_or_else(|| BadRule("an empty rule".into()))?;
-        let (mut status, mut us, mut errno) = (None, None, None);
+        let (mut status, mut us, mut errno, mut same) = (None, None, None, None);
         let mut rule = Rule {
             action: Action::Hold,
             op: None,
@@ -116,6 +125,7 @@ impl FromStr for Rule {
             peer: None,
             min: 0,
             max: u64::MAX,
+            at_end: false,
             when: When::Always,
             times: u64::MAX,
         };
@@ -137,6 +147,8 @@ impl FromStr for Rule {
                     let number = i32::try_from(number()?).ok().filter(|errno| (1..4096).contains(errno));
                     errno = Some(number.ok_or_else(|| BadRule(format!("{word:?} is no errno")))?);
                 }
+                "at" if value == "end" => rule.at_end = true,
+                "qpn" if matches!(value, "same" | "other") => same = Some(value == "same"),
                 "op" if OPS.contains(&value) => rule.op = Some(value.into()),
                 "card" => rule.card = Some(u16::try_from(number()?).map_err(|_| bad())?),
                 "host" => rule.host = Some(u32::try_from(number()?).map_err(|_| bad())?),
@@ -164,15 +176,22 @@ impl FromStr for Rule {
             "register" => Action::Register(errno.ok_or_else(|| missing("errno=N"))?),
             "down" if rule.card.is_some() => Action::Down,
             "link" if rule.card.is_some() => Action::Link,
-            "down" | "link" => return Err(missing("card=N")),
+            "flap" if rule.card.is_some() => {
+                Action::Flap(us.filter(|us| *us > 0).ok_or_else(|| missing("us=N, at least 1"))?)
+            }
+            "down" | "link" | "flap" => return Err(missing("card=N")),
             "unreachable" if rule.host.is_some() => Action::Unreachable,
             "unreachable" => return Err(missing("host=N")),
+            "restart" => Action::Restart(same.ok_or_else(|| missing("qpn=same or qpn=other"))?),
             _ => {
                 return Err(BadRule(format!(
                     "{verb:?} is nothing that can happen; see the table in README.md"
                 )));
             }
         };
+        if rule.at_end && !rule.is_about_requests() {
+            return Err(BadRule(format!("at=end is for requests, and `{verb}` is not about requests")));
+        }
         Ok(rule)
     }
 }
@@ -247,6 +266,12 @@ mod tests {
             "x",
             "hold =",
             "hold prob=2",
+            "flap card=1",
+            "flap card=1 us=0",
+            "restart",
+            "restart qpn=1",
+            "down card=1 at=end",
+            "hold at=start",
         ] {
             assert!(line.parse::<Rule>().is_err(), "{line:?}");
         }

@@ -4,6 +4,7 @@
 //! reported on standard error and the default taken, because a library that is loaded into somebody else's program has no
 //! better way to speak.
 
+use crate::clock::Kind;
 use crate::profile::Profile;
 use std::path::PathBuf;
 
@@ -42,6 +43,8 @@ pub const RQ_DEPTH: &str = "SOFT_EFA_RQ_DEPTH";
 pub const GBPS: &str = "SOFT_EFA_GBPS";
 /// Latency of each operation in microseconds, per card like [`GBPS`].
 pub const LATENCY_US: &str = "SOFT_EFA_LATENCY_US";
+/// Which clock [`GBPS`], [`LATENCY_US`] and timed faults go by: `wall`, `virtual` or `manual`; see [`clock`](crate::clock).
+pub const CLOCK: &str = "SOFT_EFA_CLOCK";
 /// File of fault rules that hold from the start (more come over the control socket).
 pub const FAULTS: &str = "SOFT_EFA_FAULTS";
 /// Directory for traces, one file a process; unset for none.
@@ -83,6 +86,8 @@ pub struct Settings {
     pub gbps: Vec<f64>,
     /// Latency per card in microseconds.
     pub latency_us: Vec<f64>,
+    /// The clock that timing goes by.
+    pub clock: Kind,
     /// File of fault rules.
     pub faults: Option<PathBuf>,
     /// Where traces go.
@@ -128,6 +133,13 @@ impl Settings {
         profile.max_sq_wr = number(SQ_DEPTH, profile.max_sq_wr.into(), 1, 1 << 16) as u32;
         profile.max_rq_wr = number(RQ_DEPTH, profile.max_rq_wr.into(), 3, 1 << 18) as u32;
         profile.max_rdma_bytes = number(MAX_RDMA, profile.max_rdma_bytes.into(), 1, u32::MAX.into()) as u32;
+        let mut clock = Kind::Wall;
+        if let Some(name) = look_up(CLOCK) {
+            match Kind::named(&name) {
+                Some(found) => clock = found,
+                None => complain(format!("{CLOCK}={name} is none of wall, virtual, manual; using wall")),
+            }
+        }
         let host = number(HOST, 0, 0, 65535) as u32;
         Settings {
             dir: look_up(DIR).map_or_else(default_dir, PathBuf::from),
@@ -144,6 +156,7 @@ impl Settings {
             max_ah: number(MAX_AH, 4096, 1, 65534) as u32,
             gbps: list(GBPS),
             latency_us: list(LATENCY_US),
+            clock,
             faults: look_up(FAULTS).map(PathBuf::from),
             trace: look_up(TRACE).map(PathBuf::from),
         }
@@ -199,9 +212,11 @@ mod tests {
 
     #[test]
     fn bad_values_are_named_and_ignored() {
-        let (settings, complaints) = read(&[(NICS, "65"), (PROFILE, "p7"), (GBPS, "100,x"), (SQ_DEPTH, "")]);
+        let (settings, complaints) =
+            read(&[(NICS, "65"), (PROFILE, "p7"), (GBPS, "100,x"), (SQ_DEPTH, ""), (CLOCK, "")]);
         assert_eq!((settings.nics, settings.profile.name), (1, "p5"));
-        assert_eq!(complaints.len(), 4, "{complaints:?}");
+        assert_eq!(settings.clock, Kind::Wall);
+        assert_eq!(complaints.len(), 5, "{complaints:?}");
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub(crate) const HANDLES: usize = 65536;
 /// Memory registrations of one process.
 pub(crate) const REGIONS: usize = 65536;
 
+/// Name of the file of processes in a run's directory.
+pub(crate) const REGISTRY_FILE: &str = "registry";
+
 /// Nobody holds this slot or entry.
 pub(crate) const FREE: u32 = 0;
 /// Held.
@@ -41,7 +44,10 @@ pub(crate) struct Registry {
     pub(crate) fault_epoch: AtomicU64,
     /// Hosts given out so far to processes that asked for one of their own.
     pub(crate) hosts: AtomicU32,
-    pub(crate) _pad: [u32; 1021],
+    pub(crate) _pad: u32,
+    /// The run's own clock, in nanoseconds since the run began: see [`clock`](crate::clock).
+    pub(crate) clock_ns: AtomicU64,
+    pub(crate) _pad2: [u32; 1018],
     pub(crate) slots: [ProcessSlot; SLOTS],
 }
 
@@ -58,7 +64,14 @@ pub(crate) struct ProcessSlot {
     pub(crate) doorbell: AtomicU32,
     /// 1 while the card thread sleeps and wants the bell.
     pub(crate) sleeping: AtomicU32,
-    pub(crate) _pad: [u32; 8],
+    /// 1 while the process can do nothing until the run's own clock moves (with such a clock).
+    pub(crate) waiting: AtomicU32,
+    pub(crate) _pad: u32,
+    /// When its next request falls due on the run's own clock; all ones for never. Good while `waiting`.
+    pub(crate) due_ns: AtomicU64,
+    /// When its program last did something, in nanoseconds of the machine's clock.
+    pub(crate) active_ns: AtomicU64,
+    pub(crate) _pad3: u64,
     /// One bit for each source slot that has put packets in its ring to us.
     pub(crate) inbound: [AtomicU64; SLOTS / 64],
     pub(crate) _pad2: [u64; 4],
@@ -91,6 +104,13 @@ pub(crate) fn ring_bell(slot: &ProcessSlot) {
     slot.doorbell.fetch_add(1, Ordering::SeqCst);
     // SAFETY: FUTEX_WAKE on a mapped word.
     unsafe { libc::syscall(libc::SYS_futex, slot.doorbell.as_ptr(), libc::FUTEX_WAKE, 1, 0, 0, 0) };
+}
+
+/// Wakes every process of a run.
+pub(crate) fn ring_all_bells(registry: &Registry) {
+    for slot in registry.slots.iter().filter(|slot| slot.state.load(Ordering::Acquire) == LIVE) {
+        ring_bell(slot);
+    }
 }
 
 /// Where the file of a process's registrations and counts lies.

@@ -1,13 +1,14 @@
 //! Completion queues and the channels that wake those who sleep on them.
 
-use super::process::lock;
+use super::pace;
+use super::process::{Process, lock};
 use super::queue_pair::QueuePair;
 use crate::abi::{self, ibv_gid};
 use crate::status::Status;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Which queue's slot a completion gives back when it is read.
@@ -84,6 +85,8 @@ pub(crate) struct CompletionQueue {
     handle: AtomicUsize,
     /// Queue pairs that report here.
     pub(crate) users: AtomicUsize,
+    /// What the program had done and learnt when it last found the queue empty: see [`pace`].
+    pub(crate) empty_at: AtomicU64,
 }
 
 impl CompletionQueue {
@@ -98,6 +101,7 @@ impl CompletionQueue {
             channel,
             handle: AtomicUsize::new(0),
             users: AtomicUsize::new(0),
+            empty_at: AtomicU64::new(0),
         }
     }
 
@@ -123,14 +127,25 @@ impl CompletionQueue {
             }
             return;
         }
+        let card = completion.qp.card.clone();
         {
             let mut entries = lock(&self.entries);
+            pace::act(&card.process);
             entries.push_back(completion);
             self.count.fetch_add(1, Ordering::SeqCst);
         }
-        if self.armed.load(Ordering::SeqCst) && self.armed.swap(false, Ordering::SeqCst) {
+        if self.disarm(&card.process) {
             self.notify();
         }
+    }
+
+    /// Takes back what [`CompletionQueue::arm`] asked for; false when that was nothing.
+    pub(crate) fn disarm(&self, process: &Process) -> bool {
+        let armed = self.armed.load(Ordering::SeqCst) && self.armed.swap(false, Ordering::SeqCst);
+        if armed {
+            process.pace.sleeps(false);
+        }
+        armed
     }
 
     fn notify(&self) {
@@ -140,9 +155,11 @@ impl CompletionQueue {
     }
 
     /// Asks for one event on the channel: for the next entry, or at once when one is there that has not been read.
-    pub(crate) fn arm(&self) {
-        self.armed.store(true, Ordering::SeqCst);
-        if !self.is_empty() && self.armed.swap(false, Ordering::SeqCst) {
+    pub(crate) fn arm(&self, process: &Process) {
+        if !self.armed.swap(true, Ordering::SeqCst) {
+            process.pace.sleeps(true);
+        }
+        if !self.is_empty() && self.disarm(process) {
             self.notify();
         }
     }
@@ -160,6 +177,7 @@ impl CompletionQueue {
     /// Says that the program has read an entry, and gives back the queue slot that it held.
     pub(crate) fn consumed(&self, completion: &Completion) {
         self.count.fetch_sub(1, Ordering::SeqCst);
+        pace::act(&completion.qp.card.process);
         completion.qp.give_back(completion.queue);
     }
 

@@ -1,8 +1,9 @@
 //! A card: its queue pairs, its address handles, its budget of registrations.
 
-use super::engine::{Engine, Request};
+use super::engine::Engine;
 use super::process::{Process, lock};
 use super::queue_pair::{QueuePair, Shape};
+use super::request::Request;
 use super::{completion::CompletionQueue, engine, remote};
 use crate::abi::ibv_gid;
 use crate::counters::Counters;
@@ -100,16 +101,19 @@ impl Card {
         recv_cq: Arc<CompletionQueue>,
     ) -> io::Result<Arc<QueuePair>> {
         let path = self.process.card_path(self.process.host, self.index as u16);
+        let again = self.process.faults.numbers_return(self);
         let guard = FileLock::exclusive(&path)?;
-        let start = self.file.next_qpn.load(Ordering::Relaxed) as usize;
+        let start = if again { 1 } else { self.file.next_qpn.load(Ordering::Relaxed) as usize };
         let number = (0..QPS)
             .map(|step| (start + step) % QPS)
             // Number 0 is never given out: zeroed memory must not look like an address.
             .find(|&number| {
-                number != 0 && !self.process.holds_slot(self.file.qps[number].owner.load(Ordering::Acquire))
+                let owner = self.file.qps[number].owner.load(Ordering::Acquire);
+                let held = if again { self.process.lives(owner) } else { self.process.holds_slot(owner) };
+                number != 0 && !held
             })
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        self.file.next_qpn.store(number as u32 + 1, Ordering::Relaxed);
+        self.file.next_qpn.fetch_max(number as u32 + 1, Ordering::Relaxed);
         let entry = &self.file.qps[number];
         entry.ready.store(0, Ordering::SeqCst);
         entry.pd.store(shape.pd, Ordering::SeqCst);
@@ -188,7 +192,8 @@ impl Card {
     /// Whether the link is up.
     pub(crate) fn is_up(&self) -> bool {
         self.process.faults.refresh(&self.process);
-        !self.process.faults.card_is_down(self.process.host, self.index as u16)
+        let now = super::pace::now(&self.process);
+        !self.process.faults.card_is_down(self.process.host, self.index as u16, now)
     }
 
     /// Adds a listener for events about the port.

@@ -1,8 +1,10 @@
 //! Faults, as the rules of the run ask for them: see [`rules`](crate::rules).
 
 use super::device::Card;
-use super::engine::{self, Request};
+use super::engine;
+use super::pace;
 use super::process::{Process, lock};
+use super::request::{Ending, Request};
 use crate::abi::{IBV_EVENT_PORT_ACTIVE, IBV_EVENT_PORT_ERR};
 use crate::rules::{Action, Rule, When, parse_file};
 use crate::settings::Settings;
@@ -11,21 +13,30 @@ use crate::status::Status;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 /// What the rules say about a request.
 pub(crate) enum Verdict {
     Pass,
     Fail(Status),
-    Delay(Duration),
-    Hold,
+    /// It is carried out so many nanoseconds later, and may be judged again then.
+    Delay {
+        by: u64,
+        again: bool,
+    },
+    /// It is carried out when that rule is gone, and may be judged again then.
+    Hold {
+        rule: Arc<str>,
+        again: bool,
+    },
     /// The process dies when a part of the request has been done.
     Kill,
+    /// It is carried out, and then something becomes of its completion.
+    AtEnd(Ending),
 }
 
 /// A rule and how often it has been met and has fired here.
 struct Live {
-    line: String,
+    line: Arc<str>,
     rule: Rule,
     met: AtomicU64,
     fired: AtomicU64,
@@ -70,14 +81,14 @@ impl Faults {
         let mut current = lock(&self.rules);
         // A rule that stays keeps its counts.
         let counts = |line: &str| {
-            let old = current.iter().find(|live| live.line == line);
+            let old = current.iter().find(|live| *live.line == *line);
             old.map_or((0, 0), |live| (live.met.load(Ordering::Relaxed), live.fired.load(Ordering::Relaxed)))
         };
         let next: Vec<Live> = rules
             .into_iter()
             .map(|(line, rule)| {
                 let (met, fired) = counts(&line);
-                Live { line, rule, met: AtomicU64::new(met), fired: AtomicU64::new(fired) }
+                Live { line: line.into(), rule, met: AtomicU64::new(met), fired: AtomicU64::new(fired) }
             })
             .collect();
         self.any.store(!next.is_empty(), Ordering::SeqCst);
@@ -112,12 +123,13 @@ impl Faults {
             if was_up != self.is_up(card) {
                 card.announce(if was_up { IBV_EVENT_PORT_ERR } else { IBV_EVENT_PORT_ACTIVE });
             }
-            engine::release_held(card);
+            let rules = self.rules();
+            engine::release_held(card, |rule| rules.iter().any(|live| *live.line == *rule));
         }
     }
 
     fn is_up(&self, card: &Card) -> bool {
-        !self.card_is_down(card.process.host, card.index as u16)
+        !self.card_is_down(card.process.host, card.index as u16, pace::now(&card.process))
     }
 
     fn rules(&self) -> Arc<Vec<Live>> {
@@ -125,11 +137,28 @@ impl Faults {
     }
 
     /// Whether that card is dead or without a link.
-    pub(crate) fn card_is_down(&self, host: u32, card: u16) -> bool {
+    pub(crate) fn card_is_down(&self, host: u32, card: u16, now: u64) -> bool {
         self.active()
             && self.rules().iter().any(|live| {
-                matches!(live.rule.action, Action::Down | Action::Link) && live.rule.hits(card, host)
+                let down = match live.rule.action {
+                    Action::Down | Action::Link => true,
+                    Action::Flap(us) => flap(us, now).is_some(),
+                    _ => false,
+                };
+                down && live.rule.hits(card, host)
             })
+    }
+
+    /// Whether a queue pair that is made now on that card gets the number that one had before it.
+    pub(crate) fn numbers_return(&self, card: &Card) -> bool {
+        self.refresh(&card.process);
+        let (host, index) = (card.process.host, card.index as u16);
+        let rules = self.rules();
+        let restart = rules.iter().find_map(|live| match live.rule.action {
+            Action::Restart(same) if live.rule.hits(index, host) => Some(same),
+            _ => None,
+        });
+        restart.unwrap_or(false)
     }
 
     /// The errno that a registration shall fail with.
@@ -159,9 +188,16 @@ impl Faults {
             match rule.action {
                 Action::Down if rule.hits(index, host) => return Verdict::Fail(Status::QpInternalError),
                 Action::Down | Action::Unreachable if hits_target => {
-                    return Verdict::Fail(engine::silence(request));
+                    return Verdict::Fail(request.silence());
                 }
-                Action::Link if rule.hits(index, host) || hits_target => return Verdict::Hold,
+                Action::Link if rule.hits(index, host) || hits_target => {
+                    return Verdict::Hold { rule: live.line.clone(), again: true };
+                }
+                Action::Flap(us) if rule.hits(index, host) || hits_target => {
+                    if let Some(by) = flap(us, pace::now(&card.process)) {
+                        return Verdict::Delay { by, again: true };
+                    }
+                }
                 _ => {}
             }
             let peer = target.map(|(host, _)| host);
@@ -171,11 +207,16 @@ impl Faults {
             {
                 continue;
             }
-            return match rule.action {
-                Action::Fail(status) => Verdict::Fail(status),
-                Action::Delay(us) => Verdict::Delay(Duration::from_micros(us)),
-                Action::Kill => Verdict::Kill,
-                _ => Verdict::Hold,
+            let line = || live.line.clone();
+            return match (rule.action, rule.at_end) {
+                (Action::Fail(status), false) => Verdict::Fail(status),
+                (Action::Fail(status), true) => Verdict::AtEnd(Ending::Fail(status)),
+                (Action::Delay(us), false) => Verdict::Delay { by: us * 1000, again: false },
+                (Action::Delay(us), true) => Verdict::AtEnd(Ending::Delay(us * 1000)),
+                (Action::Kill, false) => Verdict::Kill,
+                (Action::Kill, true) => Verdict::AtEnd(Ending::Kill),
+                (_, false) => Verdict::Hold { rule: line(), again: false },
+                (_, true) => Verdict::AtEnd(Ending::Hold(line())),
             };
         }
         Verdict::Pass
@@ -194,6 +235,12 @@ impl Live {
         };
         now && self.fired.fetch_add(1, Ordering::Relaxed) < self.rule.times
     }
+}
+
+/// How many nanoseconds a link that goes down and comes back every `us` microseconds is still down; `None` when it is up.
+fn flap(us: u64, now: u64) -> Option<u64> {
+    let (half, phase) = (us * 1000, now / (us * 1000));
+    (phase % 2 == 1).then(|| half - now % half)
 }
 
 /// A number from 0 to 1 that depends on the seed and the count alone.
@@ -228,6 +275,14 @@ mod tests {
             (10, 1, 2, 4)
         );
         assert_eq!((fired("hold prob=0"), fired("hold prob=1")), (0, 10));
+    }
+
+    #[test]
+    fn a_flapping_link_is_down_every_other_time() {
+        assert_eq!(
+            [0, 999, 1000, 1999, 2000, 3001].map(|now| flap(1, now)),
+            [None, None, Some(1000), Some(1), None, Some(999)]
+        );
     }
 
     #[test]

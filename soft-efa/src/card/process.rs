@@ -4,7 +4,7 @@ use super::device::Card;
 use super::peer::Peer;
 use super::region::Regions;
 use super::ring::{Packet, Ring};
-use super::{engine, faults::Faults, trace::Trace};
+use super::{faults::Faults, pace::Pace, receiver, trace::Trace};
 use crate::settings::Settings;
 use crate::shared::{self, CardFile, FileLock, LIVE, Mapped, ProcessSlot, Registry, SLOTS};
 use std::collections::{HashMap, VecDeque};
@@ -29,6 +29,7 @@ pub(crate) struct Process {
     pub(crate) regions: Regions,
     pub(crate) faults: Faults,
     pub(crate) trace: Trace,
+    pub(crate) pace: Pace,
     cards: Vec<OnceLock<Arc<Card>>>,
     peers: Mutex<HashMap<u64, Arc<Peer>>>,
     card_files: Mutex<HashMap<u64, Arc<Mapped<CardFile>>>>,
@@ -77,7 +78,7 @@ impl Process {
         // SAFETY: prctl with integers only; it fails harmlessly where there is no Yama.
         unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
 
-        let path = settings.dir.join("registry");
+        let path = settings.dir.join(shared::REGISTRY_FILE);
         let guard = FileLock::exclusive(&path)?;
         let registry = Mapped::<Registry>::of(guard.file(), 0, true)?;
         let (slot, generation) = claim_slot(&registry, &settings.dir, pid)?;
@@ -89,6 +90,9 @@ impl Process {
         let host = settings.host.unwrap_or_else(|| 0x1_0000 + registry.hosts.fetch_add(1, Ordering::Relaxed));
         entry.host.store(host, Ordering::Relaxed);
         entry.sleeping.store(0, Ordering::Relaxed);
+        entry.due_ns.store(u64::MAX, Ordering::Relaxed);
+        entry.active_ns.store(0, Ordering::Relaxed);
+        entry.waiting.store(1, Ordering::Relaxed);
         entry.inbound.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         entry.hazards.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         entry.state.store(LIVE, Ordering::Release);
@@ -97,6 +101,7 @@ impl Process {
         let cards = (0..settings.nics).map(|_| OnceLock::new()).collect();
         let faults = Faults::load(&settings, &registry);
         let trace = Trace::new(&settings, pid);
+        let pace = Pace::new(settings.clock);
         Ok(Process {
             settings,
             registry,
@@ -107,6 +112,7 @@ impl Process {
             regions,
             faults,
             trace,
+            pace,
             cards,
             peers: Mutex::default(),
             card_files: Mutex::default(),
@@ -170,6 +176,12 @@ impl Process {
         })
     }
 
+    /// Whether the holder of an owner word still runs. Asks the kernel.
+    pub(crate) fn lives(&self, owner: u64) -> bool {
+        self.holds_slot(owner)
+            && shared::owner_parts(owner).is_some_and(|(slot, _)| slot_alive(&self.registry.slots[slot]))
+    }
+
     /// The process behind an owner word, or `None` when it has gone.
     pub(crate) fn peer(&self, owner: u64) -> Option<Arc<Peer>> {
         let mut peers = lock(&self.peers);
@@ -220,7 +232,7 @@ impl Process {
         let from = shared::owner(source, generation);
         let mut any = false;
         for _ in 0..512 {
-            if ring.pop(|packet, payload| engine::take_in(self, from, packet, payload)).is_none() {
+            if ring.pop(|packet, payload| receiver::take_in(self, from, packet, payload)).is_none() {
                 if ring.take_writer_waits() {
                     self.ring_bell(source);
                 }

@@ -132,6 +132,18 @@ impl QueuePair {
         matches!(self.state.load(Ordering::Acquire), abi::IBV_QPS_RTR | abi::IBV_QPS_RTS | abi::IBV_QPS_SQD)
     }
 
+    /// Where a local scatter/gather entry lies, if its key is good for it.
+    pub(crate) fn local_address(&self, sge: &ibv_sge, access: u32) -> Option<u64> {
+        if sge.length == 0 {
+            return Some(sge.addr);
+        }
+        let regions = &self.card.process.regions;
+        regions
+            .find(sge.lkey)
+            .filter(|region| region.card as usize == self.card.index && region.pd == self.shape.pd)
+            .and_then(|region| region.resolve(sge.addr, sge.length.into(), access))
+    }
+
     /// Ends all posted receives as flushed: the queue pair has gone into the error state.
     pub(crate) fn flush_receives(self: &Arc<Self>) {
         for receive in std::mem::take(&mut *lock(&self.posted)) {

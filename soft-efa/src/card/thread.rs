@@ -5,13 +5,17 @@
 //! card's thread only dozes and looks whether the polling goes on: with two cores and two polling processes there would be no core
 //! left for it. As soon as the program stops polling or goes to sleep on a completion channel, the thread takes over, so what was
 //! posted always gets done.
+//!
+//! On a run with a clock of its own the card works in step with the program instead: see [`pace`].
 
+use super::completion::CompletionQueue;
 use super::device::Card;
 use super::engine;
-use super::process::{Process, lock};
+use super::pace;
+use super::process::Process;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long the thread dozes while a program polls.
 const DOZE: Duration = Duration::from_micros(200);
@@ -53,6 +57,9 @@ pub(crate) fn start(process: &Arc<Process>) {
 fn serve(process: &Arc<Process>) {
     // SAFETY: prctl with integers. Short sleeps shall be short.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1000, 0, 0, 0) };
+    if process.pace.is_stepped() {
+        return serve_in_step(process);
+    }
     let mut seen = vec![0u64; process.settings.nics];
     loop {
         let (mut worked, mut polled) = (false, false);
@@ -91,13 +98,41 @@ fn serve(process: &Arc<Process>) {
     }
 }
 
+/// The thread's part on a run with a clock of its own: it takes in what comes from others, and works for a program that sleeps.
+fn serve_in_step(process: &Arc<Process>) {
+    loop {
+        process.faults.refresh(process);
+        let me = process.me();
+        let bell = me.doorbell.load(Ordering::SeqCst);
+        let mut worked = process.receive();
+        let alone = pace::is_left_to_the_card(process);
+        if alone {
+            worked |= pace::work(process) || pace::wait(process);
+        }
+        if worked {
+            continue;
+        }
+        let outstanding = process
+            .open_cards()
+            .any(|card| card.ready.load(Ordering::SeqCst) + card.waiting.load(Ordering::SeqCst) > 0);
+        me.sleeping.store(1, Ordering::SeqCst);
+        let pause = match (process.has_mail(), outstanding) {
+            (true, _) => Some(BREATH),
+            (false, true) => Some(WATCH),
+            (false, false) => None,
+        };
+        sleep(process, bell, pause);
+        me.sleeping.store(0, Ordering::SeqCst);
+    }
+}
+
 fn until_due(process: &Process) -> Option<Duration> {
-    let now = Instant::now();
     process
         .open_cards()
         .filter(|card| card.waiting.load(Ordering::SeqCst) > 0)
         .map(|card| {
-            lock(&card.engine).next_due().map_or(WATCH, |due| due.saturating_duration_since(now).min(WATCH))
+            let due = engine::next_due(card);
+            if due == pace::NEVER { WATCH } else { pace::until(due).min(WATCH) }
         })
         .min()
 }
@@ -122,7 +157,10 @@ fn work_on(card: &Arc<Card>, turn: usize) -> bool {
 }
 
 /// A program has polled a queue of this card and found it empty: let it work.
-pub(crate) fn lend(card: &Arc<Card>) {
+pub(crate) fn lend(card: &Arc<Card>, queue: &CompletionQueue) {
+    if card.process.pace.is_stepped() {
+        return pace::polled_in_vain(&card.process, queue);
+    }
     card.polls.fetch_add(1, Ordering::Relaxed);
     if !card.process.settings.assist {
         return;

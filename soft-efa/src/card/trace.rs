@@ -4,8 +4,9 @@
 //! from when the engine first saw it to its end.
 
 use super::device::Card;
-use super::engine::Request;
+use super::pace;
 use super::process::{Process, lock};
+use super::request::Request;
 use crate::status::Status;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -35,22 +36,11 @@ pub(crate) fn enabled(process: &Process) -> bool {
     process.trace.0.is_some()
 }
 
-/// Nanoseconds of the clock that all processes of the machine share.
-pub(crate) fn now() -> u64 {
-    // SAFETY: fills a local structure.
-    let time = unsafe {
-        let mut time: libc::timespec = std::mem::zeroed();
-        libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time);
-        time
-    };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
 /// Enters a request that has ended.
 pub(crate) fn request(card: &Card, request: &Request, status: Status) {
     let process = &card.process;
     let Some(file) = &process.trace.0 else { return };
-    let end = now();
+    let end = pace::now(process);
     let (host, target) = request.remote.as_ref().and_then(|remote| remote.at).unwrap_or_default();
     // The format takes a comma after the last entry and a missing bracket, so a killed process leaves a readable file.
     let _ = writeln!(

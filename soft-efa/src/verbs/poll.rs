@@ -46,7 +46,7 @@ impl Cq {
     /// As `next`, and lets the card work on the caller's time when there is nothing.
     fn next_or_work(&mut self) -> Option<Completion> {
         self.next().or_else(|| {
-            thread::lend(&self.card);
+            thread::lend(&self.card, &self.queue);
             self.next()
         })
     }
@@ -208,7 +208,7 @@ pub(crate) unsafe extern "C" fn req_notify_cq(cq: *mut ibv_cq, solicited_only: c
     }
     // SAFETY: a queue of ours; both fields may be used by any thread.
     let (queue, card) = unsafe { (&(*cq.cast::<Cq>()).queue, &(*cq.cast::<Cq>()).card) };
-    queue.arm();
+    queue.arm(&card.process);
     // The program is about to sleep: from now on the card's thread does the work.
     card.process.rouse_thread();
     0

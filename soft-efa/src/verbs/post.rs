@@ -3,8 +3,9 @@
 use super::memory::Handle;
 use super::queues::{CallLock, Qp};
 use crate::abi::*;
-use crate::card::engine::{self, INLINE, Op, Request};
+use crate::card::engine;
 use crate::card::queue_pair::{MAX_RECV_SGE, Receive};
+use crate::card::request::{INLINE, Op, Request};
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::Ordering;
 
@@ -93,6 +94,8 @@ impl Qp {
             inline: [0; INLINE],
             age: 0,
             trace: 0,
+            ending: None,
+            finished: None,
         });
     }
 

@@ -176,6 +176,7 @@ pub unsafe extern "C" fn ibv_destroy_cq(cq: *mut ibv_cq) -> c_int {
     if own.queue.users.load(Ordering::Acquire) > 0 {
         return libc::EBUSY;
     }
+    own.queue.disarm(&own.card.process);
     if let Some(channel) = own.queue.channel() {
         channel.forget(cq as usize);
     }
