@@ -244,11 +244,12 @@ impl Table {
         call: &'static str,
         kind: OperationKind,
         token: u64,
-        holds: &[HoldId; N],
+        peer: HoldId,
+        regions: &[HoldId; N],
         submit: impl FnOnce(*mut c_void) -> isize,
     ) -> Result<OperationId, PostError> {
         let Some(claim) = self.claim() else { return Err(PostError::Again) };
-        let (context, id) = self.fill(claim, kind, token, holds);
+        let (context, id) = self.fill(claim, kind, token, peer, regions);
         match submit(context) {
             0 => Ok(id),
             status => {
@@ -258,8 +259,8 @@ impl Table {
         }
     }
 
-    /// Marks the slot as in flight, holding what `holds` names. Poster only, before the
-    /// provider sees the operation.
+    /// Marks the slot as in flight, holding the peer and the regions. Poster only, before the provider sees the
+    /// operation.
     #[inline(always)]
     #[allow(clippy::needless_range_loop)] // a zip of the two is not unrolled, which costs a third of a post
     fn fill<const N: usize>(
@@ -267,15 +268,17 @@ impl Table {
         claim: Claim,
         kind: OperationKind,
         token: u64,
-        holds: &[HoldId; N],
+        peer: HoldId,
+        regions: &[HoldId; N],
     ) -> (*mut c_void, OperationId) {
-        const { assert!(N <= MAX_HOLDS) };
+        const { assert!(N < MAX_HOLDS) };
         let slot = &self.slots[claim.0];
+        slot.holds[0].store(peer.0, Ordering::Relaxed);
         for index in 0..N {
-            slot.holds[index].store(holds[index].0, Ordering::Relaxed);
+            slot.holds[1 + index].store(regions[index].0, Ordering::Relaxed);
         }
         slot.token.store(token, Ordering::Relaxed);
-        let word = slot.word().next(kind, N);
+        let word = slot.word().next(kind, 1 + N);
         slot.set(word);
         let id = OperationId::new(claim.0, word.generation(), kind);
         (slot.context.get().cast(), id)
@@ -415,7 +418,7 @@ mod tests {
         holds: &[HoldId; N],
     ) -> Result<OperationId, PostError> {
         let kind = OperationKind::Write;
-        table.post("test", kind, token, holds, |_| 0)
+        table.post("test", kind, token, HoldId::NONE, holds, |_| 0)
     }
 
     /// The context that a provider would hand back.
@@ -451,9 +454,9 @@ mod tests {
         let table = Table::new(2);
         let id = HoldId::new();
         for _ in 0..100 {
-            let refused = table.post("test", OperationKind::Read, 1, &[id], |_| -22);
+            let refused = table.post("test", OperationKind::Read, 1, HoldId::NONE, &[id], |_| -22);
             assert!(matches!(refused, Err(PostError::Failed(_))));
-            let again = table.post("test", OperationKind::Read, 1, &[id], |_| -11);
+            let again = table.post("test", OperationKind::Read, 1, HoldId::NONE, &[id], |_| -11);
             assert!(matches!(again, Err(PostError::Again)));
             assert_eq!((table.in_flight(), table.holders(id).len()), (0, 0));
         }
@@ -512,7 +515,7 @@ mod tests {
                     },
                     1 => {
                         let kind = OperationKind::Send;
-                        let refused = table.post("test", kind, 0, &[], |_| -11);
+                        let refused = table.post("test", kind, 0, HoldId::NONE, &[], |_| -11);
                         assert!(refused.is_err());
                     }
                     _ => {

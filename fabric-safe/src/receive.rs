@@ -9,7 +9,7 @@ use crate::error::PostError;
 use crate::flags::{Access, PostFlags};
 use crate::operations::{HoldId, OperationId};
 use crate::region::Slice;
-use crate::transmit::{Segments, check_slice};
+use crate::segments::Segments;
 
 /// Which tags a tagged receive matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,25 +55,8 @@ impl Endpoint<Enabled> {
         target: Slice<'_>,
         token: u64,
     ) -> Result<OperationId, PostError> {
-        let side = &self.state.receive;
-        let _gate = side.enter()?;
-        self.state.check_sender(from)?;
-        check_slice(&self.state.domain, target, Access::RECV)?;
-        let peer = from.map_or(HoldId::NONE, Address::id);
-        let holds = [target.region.id, peer];
-        side.table.post("fi_recv", OperationKind::Receive, token, &holds, |context| {
-            // SAFETY: the endpoint is open; target and peer are held by the operation until it has ended.
-            unsafe {
-                sys::fi_recv(
-                    self.state.raw.as_ptr(),
-                    target.address.cast(),
-                    target.len_bytes,
-                    target.region.descriptor,
-                    sender(from),
-                    context,
-                )
-            }
-        })
+        let target = Segments::one(&self.state.domain, target, Access::RECV)?;
+        self.post_receive(from, target, None, sys::FI_COMPLETION, token)
     }
 
     /// As [`receive`](Endpoint::receive), into several slices, or for a tagged message.
@@ -88,41 +71,44 @@ impl Endpoint<Enabled> {
         options: ReceiveOptions,
         token: u64,
     ) -> Result<OperationId, PostError> {
+        let limit = self.state.limits.receive_segments;
+        let targets = Segments::many(&self.state.domain, targets, limit, Access::RECV)?;
+        let flags = (options.flags & PostFlags::MORE).bits() | sys::FI_COMPLETION;
+        self.post_receive(from, targets, options.tag, flags, token)
+    }
+
+    #[inline]
+    fn post_receive<const N: usize>(
+        &self,
+        from: Option<&Address>,
+        mut local: Segments<N>,
+        tag: Option<Tag>,
+        flags: u64,
+        token: u64,
+    ) -> Result<OperationId, PostError> {
         let side = &self.state.receive;
         let _gate = side.enter()?;
         self.state.check_sender(from)?;
-        let limit = self.state.limits.receive_segments;
-        let mut segments = Segments::new(&self.state.domain, targets, limit, Access::RECV)?;
         let raw = self.state.raw.as_ptr();
-        let flags = (options.flags & PostFlags::MORE).bits() | sys::FI_COMPLETION;
-        let holds = &segments.holds(from);
-        match options.tag {
-            Some(tag) => side.table.post("fi_trecvmsg", OperationKind::Receive, token, holds, |context| {
-                let message = sys::fi_msg_tagged {
-                    msg_iov: segments.iov.as_ptr(),
-                    desc: segments.descriptors.as_mut_ptr(),
-                    iov_count: segments.count,
-                    addr: sender(from),
-                    tag: tag.value,
-                    ignore: tag.ignore,
-                    context,
-                    data: 0,
-                };
-                // SAFETY: as in `receive`; what the message points to is read during the call only.
-                unsafe { sys::fi_trecvmsg(raw, &message, flags) }
+        let peer = from.map_or(HoldId::NONE, Address::id);
+        let addr = from.map_or(sys::FI_ADDR_UNSPEC, Address::raw);
+        let (msg_iov, desc, iov_count) = (local.iov.as_ptr(), local.descriptors.as_mut_ptr(), local.count);
+        let (kind, data) = (OperationKind::Receive, 0);
+        match tag {
+            None => side.table.post("fi_recvmsg", kind, token, peer, &local.regions, |context| {
+                let message = sys::fi_msg { msg_iov, desc, iov_count, addr, context, data };
+                // SAFETY: the endpoint is open; memory and peer are held by the operation until it has ended; what the message
+                // points to is read during the call only (no FI_ASYNC_IOV).
+                unsafe { sys::fi_recvmsg(raw, &raw const message, flags) }
             }),
-            None => side.table.post("fi_recvmsg", OperationKind::Receive, token, holds, |context| {
-                let message = sys::fi_msg {
-                    msg_iov: segments.iov.as_ptr(),
-                    desc: segments.descriptors.as_mut_ptr(),
-                    iov_count: segments.count,
-                    addr: sender(from),
-                    context,
-                    data: 0,
-                };
-                // SAFETY: as in `receive`; what the message points to is read during the call only.
-                unsafe { sys::fi_recvmsg(raw, &message, flags) }
-            }),
+            Some(Tag { value: tag, ignore }) => {
+                side.table.post("fi_trecvmsg", kind, token, peer, &local.regions, |context| {
+                    let message =
+                        sys::fi_msg_tagged { msg_iov, desc, iov_count, addr, tag, ignore, context, data };
+                    // SAFETY: as above.
+                    unsafe { sys::fi_trecvmsg(raw, &raw const message, flags) }
+                })
+            }
         }
     }
 }
@@ -135,8 +121,4 @@ impl Enabled {
         }
         Ok(self.check_peer(from)?)
     }
-}
-
-fn sender(from: Option<&Address>) -> sys::fi_addr_t {
-    from.map_or(sys::FI_ADDR_UNSPEC, Address::raw)
 }

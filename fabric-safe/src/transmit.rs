@@ -1,21 +1,17 @@
 //! Posting sends, writes, reads and atomic operations.
 
-use core::ffi::c_void;
-use core::ptr;
-
 use fabric_sys as sys;
-use libc::iovec;
 use parking_lot::MutexGuard;
 
 use crate::address::Address;
 use crate::completion::OperationKind;
-use crate::domain::Domain;
 use crate::endpoint::{Enabled, Endpoint};
 use crate::error::{Error, PostError, Usage};
 use crate::flags::{Access, PostFlags};
-use crate::operations::{HoldId, MAX_HOLDS, MAX_SEGMENTS, OperationId};
+use crate::operations::{MAX_SEGMENTS, OperationId};
 use crate::region::Slice;
 use crate::remote::Remote;
+use crate::segments::{self, Segments};
 
 /// What a write may have besides source and target.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,141 +79,15 @@ impl Endpoint<Enabled> {
 
     /// As [`transmit`](Endpoint::transmit), for a single post, during which none of the caller's code runs.
     #[inline]
-    fn one(&self) -> Result<Transmit<'_>, PostError> {
+    pub(crate) fn one(&self) -> Result<Transmit<'_>, PostError> {
         let gate = self.state.transmit.enter()?;
         Ok(Transmit { endpoint: &self.state, owner: false, _gate: gate })
     }
 }
 
-macro_rules! both {
-    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) -> $ret:ty;)*) => {
-        impl Endpoint<Enabled> {
-            $(
-                $(#[$doc])*
-                ///
-                /// See [`Transmit`] for posting many at a time.
-                #[inline]
-                pub fn $name(&self, $($arg: $ty),*) -> Result<$ret, PostError> {
-                    self.one()?.$name($($arg),*)
-                }
-            )*
-        }
-    };
-}
-
-both! {
-    /// Writes `source` to the peer's memory. Completes when the bytes are visible there, if the provider offers that
-    /// ([`Info::delivery_complete`](crate::Info::delivery_complete)).
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
-    fn write(to: &Address, source: Slice<'_>, target: Remote, token: u64) -> OperationId;
-
-    /// Writes several slices, one after the other, to one range of the peer's memory.
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
-    fn write_with(
-        to: &Address,
-        sources: &[Slice<'_>],
-        target: Remote,
-        options: WriteOptions,
-        token: u64,
-    ) -> OperationId;
-
-    /// Reads from the peer's memory into `target`. Completes when the bytes are here.
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
-    fn read(from: &Address, target: Slice<'_>, source: Remote, token: u64) -> OperationId;
-
-    /// Reads one range of the peer's memory into several slices, one after the other.
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
-    fn read_with(
-        from: &Address,
-        targets: &[Slice<'_>],
-        source: Remote,
-        flags: PostFlags,
-        token: u64,
-    ) -> OperationId;
-
-    /// Writes a few bytes ([`Info::inject_bytes`](crate::Info::inject_bytes)) that may be reused at once. There is no
-    /// completion: as far as this side is concerned, it has ended when the call returns.
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
-    fn inject_write(to: &Address, bytes: &[u8], target: Remote, immediate: Option<u64>) -> ();
-
-    /// Sends a message. Completes when the provider has no more need of the memory.
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
-    fn send(to: &Address, message: Slice<'_>, token: u64) -> OperationId;
-
-    /// Sends several slices as one message.
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
-    fn send_with(
-        to: &Address,
-        message: &[Slice<'_>],
-        options: SendOptions,
-        token: u64,
-    ) -> OperationId;
-
-    /// Sends a few bytes ([`Info::inject_bytes`](crate::Info::inject_bytes)) that may be reused at once. There is no
-    /// completion: as far as this side is concerned, it has ended when the call returns. Flags of the options are ignored.
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
-    fn inject(to: &Address, bytes: &[u8], options: SendOptions) -> ();
-
-    /// Adds the 64-bit number in `operand` to the one in the peer's memory, atomically with respect to other such operations
-    /// there, and puts what was there before into `result`.
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
-    fn fetch_add(
-        to: &Address,
-        operand: Slice<'_>,
-        result: Slice<'_>,
-        target: Remote,
-        token: u64,
-    ) -> OperationId;
-
-    /// Puts the 64-bit number in `operand` into the peer's memory if the one in `compare` is there, atomically with respect to
-    /// other such operations there, and puts what was there before into `result`.
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
-    fn compare_swap(
-        to: &Address,
-        operand: Slice<'_>,
-        compare: Slice<'_>,
-        result: Slice<'_>,
-        target: Remote,
-        token: u64,
-    ) -> OperationId;
-}
-
+/// As the methods of the same names of [`Endpoint`].
 impl Transmit<'_> {
-    /// See [`Endpoint::write`].
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
+    /// As [`Endpoint::write`].
     #[inline]
     pub fn write(
         &mut self,
@@ -227,44 +97,31 @@ impl Transmit<'_> {
         token: u64,
     ) -> Result<OperationId, PostError> {
         self.check_peer(to)?;
-        self.check_slice(source, Access::WRITE)?;
-        self.check_len(source.len_bytes)?;
-        let raw = self.raw();
-        let descriptor = source.region.descriptor;
-        let holds = [to.id(), source.region.id];
-        if !self.endpoint.limits.delivery_complete {
-            return self.post("fi_write", OperationKind::Write, token, &holds, |context| {
-                // SAFETY: the endpoint is open; source and peer are held by the operation until it has ended.
-                unsafe {
-                    sys::fi_write(
-                        raw,
-                        source.address.cast(),
-                        source.len_bytes,
-                        descriptor,
-                        to.raw(),
-                        target.address,
-                        target.key,
-                        context,
-                    )
-                }
-            });
+        let source = self.segment(source, Access::WRITE)?;
+        if self.endpoint.limits.delivery_complete {
+            let flags = sys::FI_COMPLETION | sys::FI_DELIVERY_COMPLETE;
+            return self.rma(&WRITE, to, source, target, flags, 0, token);
         }
-        let iov = iovec { iov_base: source.address.cast(), iov_len: source.len_bytes };
-        let rma_iov = sys::fi_rma_iov { addr: target.address, len: source.len_bytes, key: target.key };
-        let mut descriptor = descriptor;
-        let flags = sys::FI_DELIVERY_COMPLETE | sys::FI_COMPLETION;
-        self.post("fi_writemsg", OperationKind::Write, token, &holds, |context| {
-            let message = rma_message(&iov, &mut descriptor, 1, to, &rma_iov, context, 0);
-            // SAFETY: as above; what the message points to is read during the call only (no FI_ASYNC_IOV).
-            unsafe { sys::fi_writemsg(raw, &message, flags) }
+        let (endpoint, [iov]) = (self.endpoint, source.iov);
+        let table = &endpoint.transmit.table;
+        table.post("fi_write", OperationKind::Write, token, to.id(), &source.regions, |context| {
+            // SAFETY: the endpoint is open; source and peer are held by the operation until it has ended.
+            unsafe {
+                sys::fi_write(
+                    endpoint.raw.as_ptr(),
+                    iov.iov_base,
+                    iov.iov_len,
+                    source.descriptors[0],
+                    to.raw(),
+                    target.address,
+                    target.key,
+                    context,
+                )
+            }
         })
     }
 
-    /// See [`Endpoint::write_with`].
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
+    /// As [`Endpoint::write_with`].
     #[inline]
     pub fn write_with(
         &mut self,
@@ -275,35 +132,16 @@ impl Transmit<'_> {
         token: u64,
     ) -> Result<OperationId, PostError> {
         self.check_peer(to)?;
-        let mut segments = self.segments(sources, Access::WRITE)?;
+        let sources = self.segments(sources, Access::WRITE)?;
         let data = self.check_immediate(options.immediate)?;
-        let mut flags = self.flags(options.flags)? | immediate_flag(options.immediate);
+        let mut flags = self.flags(options.flags, options.immediate)?;
         if self.endpoint.limits.delivery_complete && !options.flags.intersects(PostFlags::COMPLETION_LEVEL) {
             flags |= sys::FI_DELIVERY_COMPLETE;
         }
-        let rma_iov = sys::fi_rma_iov { addr: target.address, len: segments.len_bytes, key: target.key };
-        let raw = self.raw();
-        let holds = &segments.holds(Some(to));
-        self.post("fi_writemsg", OperationKind::Write, token, holds, |context| {
-            let message = rma_message(
-                segments.iov.as_ptr(),
-                segments.descriptors.as_mut_ptr(),
-                segments.count,
-                to,
-                &rma_iov,
-                context,
-                data,
-            );
-            // SAFETY: as in `write`.
-            unsafe { sys::fi_writemsg(raw, &message, flags) }
-        })
+        self.rma(&WRITE, to, sources, target, flags, data, token)
     }
 
-    /// See [`Endpoint::read`].
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
+    /// As [`Endpoint::read`].
     #[inline]
     pub fn read(
         &mut self,
@@ -313,32 +151,11 @@ impl Transmit<'_> {
         token: u64,
     ) -> Result<OperationId, PostError> {
         self.check_peer(from)?;
-        self.check_slice(target, Access::READ)?;
-        self.check_len(target.len_bytes)?;
-        let raw = self.raw();
-        let holds = [from.id(), target.region.id];
-        self.post("fi_read", OperationKind::Read, token, &holds, |context| {
-            // SAFETY: the endpoint is open; target and peer are held by the operation until it has ended.
-            unsafe {
-                sys::fi_read(
-                    raw,
-                    target.address.cast(),
-                    target.len_bytes,
-                    target.region.descriptor,
-                    from.raw(),
-                    source.address,
-                    source.key,
-                    context,
-                )
-            }
-        })
+        let target = self.segment(target, Access::READ)?;
+        self.rma(&READ, from, target, source, sys::FI_COMPLETION, 0, token)
     }
 
-    /// See [`Endpoint::read_with`].
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
+    /// As [`Endpoint::read_with`].
     #[inline]
     pub fn read_with(
         &mut self,
@@ -349,32 +166,13 @@ impl Transmit<'_> {
         token: u64,
     ) -> Result<OperationId, PostError> {
         self.check_peer(from)?;
-        let mut segments = self.segments(targets, Access::READ)?;
+        let targets = self.segments(targets, Access::READ)?;
         // A read that has completed has been delivered; some providers refuse to be asked for it.
-        let flags = self.flags(flags.difference(PostFlags::COMPLETION_LEVEL))?;
-        let rma_iov = sys::fi_rma_iov { addr: source.address, len: segments.len_bytes, key: source.key };
-        let raw = self.raw();
-        let holds = &segments.holds(Some(from));
-        self.post("fi_readmsg", OperationKind::Read, token, holds, |context| {
-            let message = rma_message(
-                segments.iov.as_ptr(),
-                segments.descriptors.as_mut_ptr(),
-                segments.count,
-                from,
-                &rma_iov,
-                context,
-                0,
-            );
-            // SAFETY: as in `read`; what the message points to is read during the call only.
-            unsafe { sys::fi_readmsg(raw, &message, flags) }
-        })
+        let flags = self.flags(flags.difference(PostFlags::COMPLETION_LEVEL), None)?;
+        self.rma(&READ, from, targets, source, flags, 0, token)
     }
 
-    /// See [`Endpoint::inject_write`].
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
+    /// As [`Endpoint::inject_write`].
     #[inline]
     pub fn inject_write(
         &mut self,
@@ -386,51 +184,27 @@ impl Transmit<'_> {
         self.check_peer(to)?;
         self.check_inject(bytes.len())?;
         let data = self.check_immediate(immediate)?;
-        let (at, len) = (bytes.as_ptr().cast(), bytes.len());
+        let (raw, at, len, peer) = (self.raw(), bytes.as_ptr().cast(), bytes.len(), to.raw());
         // SAFETY: the endpoint is open; the bytes are copied during the call.
         let status = unsafe {
             match immediate {
-                None => sys::fi_inject_write(self.raw(), at, len, to.raw(), target.address, target.key),
-                Some(_) => {
-                    sys::fi_inject_writedata(self.raw(), at, len, data, to.raw(), target.address, target.key)
-                }
+                None => sys::fi_inject_write(raw, at, len, peer, target.address, target.key),
+                Some(_) => sys::fi_inject_writedata(raw, at, len, data, peer, target.address, target.key),
             }
         };
         if status == 0 { Ok(()) } else { Err(PostError::status("fi_inject_write", status)) }
     }
 
-    /// See [`Endpoint::send`].
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
+    /// As [`Endpoint::send`].
     #[inline]
     pub fn send(&mut self, to: &Address, message: Slice<'_>, token: u64) -> Result<OperationId, PostError> {
         self.check_peer(to)?;
-        self.check_slice(message, Access::SEND)?;
-        self.check_len(message.len_bytes)?;
-        let raw = self.raw();
-        let holds = [to.id(), message.region.id];
-        self.post("fi_send", OperationKind::Send, token, &holds, |context| {
-            // SAFETY: the endpoint is open; message and peer are held by the operation until it has ended.
-            unsafe {
-                sys::fi_send(
-                    raw,
-                    message.address.cast(),
-                    message.len_bytes,
-                    message.region.descriptor,
-                    to.raw(),
-                    context,
-                )
-            }
-        })
+        let message = self.segment(message, Access::SEND)?;
+        self.message(to, message, None, sys::FI_COMPLETION, 0, token)
     }
 
-    /// See [`Endpoint::send_with`].
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
+    /// As [`Endpoint::send_with`].
+    #[inline]
     pub fn send_with(
         &mut self,
         to: &Address,
@@ -439,46 +213,13 @@ impl Transmit<'_> {
         token: u64,
     ) -> Result<OperationId, PostError> {
         self.check_peer(to)?;
-        let mut segments = self.segments(message, Access::SEND)?;
+        let message = self.segments(message, Access::SEND)?;
         let data = self.check_immediate(options.immediate)?;
-        let flags = self.flags(options.flags)? | immediate_flag(options.immediate);
-        let raw = self.raw();
-        let holds = &segments.holds(Some(to));
-        if let Some(tag) = options.tag {
-            return self.post("fi_tsendmsg", OperationKind::Send, token, holds, |context| {
-                let message = sys::fi_msg_tagged {
-                    msg_iov: segments.iov.as_ptr(),
-                    desc: segments.descriptors.as_mut_ptr(),
-                    iov_count: segments.count,
-                    addr: to.raw(),
-                    tag,
-                    ignore: 0,
-                    context,
-                    data,
-                };
-                // SAFETY: as in `send`; what the message points to is read during the call only.
-                unsafe { sys::fi_tsendmsg(raw, &message, flags) }
-            });
-        }
-        self.post("fi_sendmsg", OperationKind::Send, token, holds, |context| {
-            let message = sys::fi_msg {
-                msg_iov: segments.iov.as_ptr(),
-                desc: segments.descriptors.as_mut_ptr(),
-                iov_count: segments.count,
-                addr: to.raw(),
-                context,
-                data,
-            };
-            // SAFETY: as in `send`; what the message points to is read during the call only.
-            unsafe { sys::fi_sendmsg(raw, &message, flags) }
-        })
+        let flags = self.flags(options.flags, options.immediate)?;
+        self.message(to, message, options.tag, flags, data, token)
     }
 
-    /// See [`Endpoint::inject`].
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
+    /// As [`Endpoint::inject`].
     #[inline]
     pub fn inject(&mut self, to: &Address, bytes: &[u8], options: SendOptions) -> Result<(), PostError> {
         self.check_peer(to)?;
@@ -497,11 +238,7 @@ impl Transmit<'_> {
         if status == 0 { Ok(()) } else { Err(PostError::status("fi_inject", status)) }
     }
 
-    /// See [`Endpoint::fetch_add`].
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
+    /// As [`Endpoint::fetch_add`].
     pub fn fetch_add(
         &mut self,
         to: &Address,
@@ -513,13 +250,14 @@ impl Transmit<'_> {
         self.check_peer(to)?;
         self.check_operand(operand, Access::WRITE)?;
         self.check_operand(result, Access::READ)?;
-        let raw = self.raw();
-        let holds = [to.id(), operand.region.id, result.region.id];
-        self.post("fi_fetch_atomic", OperationKind::Atomic, token, &holds, |context| {
+        let endpoint = self.endpoint;
+        let holds = [operand.region.id, result.region.id];
+        let (call, kind) = ("fi_fetch_atomic", OperationKind::Atomic);
+        endpoint.transmit.table.post(call, kind, token, to.id(), &holds, |context| {
             // SAFETY: the endpoint is open; operands and peer are held by the operation until it has ended.
             unsafe {
                 sys::fi_fetch_atomic(
-                    raw,
+                    endpoint.raw.as_ptr(),
                     operand.address.cast(),
                     1,
                     operand.region.descriptor,
@@ -536,11 +274,7 @@ impl Transmit<'_> {
         })
     }
 
-    /// See [`Endpoint::compare_swap`].
-    ///
-    /// # Errors
-    ///
-    /// [`PostError`]: in every case nothing was consumed, and the same call can be made again.
+    /// As [`Endpoint::compare_swap`].
     pub fn compare_swap(
         &mut self,
         to: &Address,
@@ -554,13 +288,14 @@ impl Transmit<'_> {
         self.check_operand(operand, Access::WRITE)?;
         self.check_operand(compare, Access::WRITE)?;
         self.check_operand(result, Access::READ)?;
-        let raw = self.raw();
-        let holds = [to.id(), operand.region.id, compare.region.id, result.region.id];
-        self.post("fi_compare_atomic", OperationKind::Atomic, token, &holds, |context| {
+        let endpoint = self.endpoint;
+        let holds = [operand.region.id, compare.region.id, result.region.id];
+        let (call, kind) = ("fi_compare_atomic", OperationKind::Atomic);
+        endpoint.transmit.table.post(call, kind, token, to.id(), &holds, |context| {
             // SAFETY: the endpoint is open; operands and peer are held by the operation until it has ended.
             unsafe {
                 sys::fi_compare_atomic(
-                    raw,
+                    endpoint.raw.as_ptr(),
                     operand.address.cast(),
                     1,
                     operand.region.descriptor,
@@ -578,37 +313,92 @@ impl Transmit<'_> {
             }
         })
     }
+}
 
-    // ---- posting -----------------------------------------------------------------------------------------------------
+/// One of the two calls that reach a peer's memory.
+struct RmaCall {
+    name: &'static str,
+    kind: OperationKind,
+    call: unsafe fn(*mut sys::fid_ep, *const sys::fi_msg_rma, u64) -> isize,
+}
+
+const WRITE: RmaCall = RmaCall { name: "fi_writemsg", kind: OperationKind::Write, call: sys::fi_writemsg };
+const READ: RmaCall = RmaCall { name: "fi_readmsg", kind: OperationKind::Read, call: sys::fi_readmsg };
+
+/// The few ways to the provider, after everything has been checked.
+impl Transmit<'_> {
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // all of what such an operation has
+    fn rma<const N: usize>(
+        &mut self,
+        rma: &RmaCall,
+        peer: &Address,
+        mut local: Segments<N>,
+        remote: Remote,
+        flags: u64,
+        data: u64,
+        token: u64,
+    ) -> Result<OperationId, PostError> {
+        let raw = self.raw();
+        let rma_iov = sys::fi_rma_iov { addr: remote.address, len: local.len_bytes, key: remote.key };
+        let table = &self.endpoint.transmit.table;
+        table.post(rma.name, rma.kind, token, peer.id(), &local.regions, |context| {
+            let message = sys::fi_msg_rma {
+                msg_iov: local.iov.as_ptr(),
+                desc: local.descriptors.as_mut_ptr(),
+                iov_count: local.count,
+                addr: peer.raw(),
+                rma_iov: &raw const rma_iov,
+                rma_iov_count: 1,
+                context,
+                data,
+            };
+            // SAFETY: the endpoint is open; local memory and peer are held by the operation until it has ended; what the
+            // message points to is read during the call only (no FI_ASYNC_IOV).
+            unsafe { (rma.call)(raw, &raw const message, flags) }
+        })
+    }
+
+    #[inline(always)]
+    fn message<const N: usize>(
+        &mut self,
+        peer: &Address,
+        mut local: Segments<N>,
+        tag: Option<u64>,
+        flags: u64,
+        data: u64,
+        token: u64,
+    ) -> Result<OperationId, PostError> {
+        let raw = self.raw();
+        let (table, kind) = (&self.endpoint.transmit.table, OperationKind::Send);
+        let (msg_iov, desc, iov_count) = (local.iov.as_ptr(), local.descriptors.as_mut_ptr(), local.count);
+        let addr = peer.raw();
+        match tag {
+            None => table.post("fi_sendmsg", kind, token, peer.id(), &local.regions, |context| {
+                let message = sys::fi_msg { msg_iov, desc, iov_count, addr, context, data };
+                // SAFETY: as in `rma`.
+                unsafe { sys::fi_sendmsg(raw, &raw const message, flags) }
+            }),
+            Some(tag) => table.post("fi_tsendmsg", kind, token, peer.id(), &local.regions, |context| {
+                let message =
+                    sys::fi_msg_tagged { msg_iov, desc, iov_count, addr, tag, ignore: 0, context, data };
+                // SAFETY: as in `rma`.
+                unsafe { sys::fi_tsendmsg(raw, &raw const message, flags) }
+            }),
+        }
+    }
 
     #[inline]
     fn raw(&self) -> *mut sys::fid_ep {
         self.endpoint.raw.as_ptr()
     }
+}
 
-    /// Takes a slot, lets the provider have the operation, and takes the slot back if it does not want it.
-    #[inline(always)]
-    fn post<const N: usize>(
-        &mut self,
-        call: &'static str,
-        kind: OperationKind,
-        token: u64,
-        holds: &[HoldId; N],
-        submit: impl FnOnce(*mut c_void) -> isize,
-    ) -> Result<OperationId, PostError> {
-        self.endpoint.transmit.table.post(call, kind, token, holds, submit)
-    }
-
-    // ---- checking ----------------------------------------------------------------------------------------------------
-
+/// The checks.
+impl Transmit<'_> {
     #[inline]
     fn check_peer(&self, peer: &Address) -> Result<(), Usage> {
         self.endpoint.check_peer(peer)
-    }
-
-    #[inline]
-    fn check_slice(&self, slice: Slice<'_>, access: Access) -> Result<(), Usage> {
-        check_slice(&self.endpoint.domain, slice, access)
     }
 
     #[inline]
@@ -624,7 +414,7 @@ impl Transmit<'_> {
     }
 
     fn check_operand(&self, slice: Slice<'_>, access: Access) -> Result<(), Usage> {
-        self.check_slice(slice, access)?;
+        segments::check(&self.endpoint.domain, slice, access)?;
         if slice.len_bytes == 8 && (slice.address as usize).is_multiple_of(8) {
             Ok(())
         } else {
@@ -644,18 +434,27 @@ impl Transmit<'_> {
         }
     }
 
+    /// What the provider is to know: the wishes, and whether there is an immediate value.
     #[inline]
-    fn flags(&self, flags: PostFlags) -> Result<u64, PostError> {
+    fn flags(&self, flags: PostFlags, immediate: Option<u64>) -> Result<u64, PostError> {
         if flags.contains(PostFlags::DELIVERY_COMPLETE) && !self.endpoint.limits.delivery_complete {
             return Err(self.endpoint.unsupported("delivery completion"));
         }
-        Ok(flags.bits() | sys::FI_COMPLETION)
+        let immediate = if immediate.is_some() { sys::FI_REMOTE_CQ_DATA } else { 0 };
+        Ok(flags.bits() | immediate | sys::FI_COMPLETION)
+    }
+
+    #[inline(always)]
+    fn segment(&self, slice: Slice<'_>, access: Access) -> Result<Segments<1>, Usage> {
+        let segment = Segments::one(&self.endpoint.domain, slice, access)?;
+        self.check_len(segment.len_bytes)?;
+        Ok(segment)
     }
 
     #[inline]
-    fn segments(&self, slices: &[Slice<'_>], access: Access) -> Result<Segments, Usage> {
-        let segments =
-            Segments::new(&self.endpoint.domain, slices, self.endpoint.limits.transmit_segments, access)?;
+    fn segments(&self, slices: &[Slice<'_>], access: Access) -> Result<Segments<MAX_SEGMENTS>, Usage> {
+        let limit = self.endpoint.limits.transmit_segments;
+        let segments = Segments::many(&self.endpoint.domain, slices, limit, access)?;
         self.check_len(segments.len_bytes)?;
         Ok(segments)
     }
@@ -675,102 +474,5 @@ impl Enabled {
     pub(crate) fn unsupported(&self, what: &'static str) -> PostError {
         let provider = self.domain.info().provider_name().to_owned();
         PostError::Failed(Box::new(Error::Unsupported { what, provider }))
-    }
-}
-
-#[inline]
-pub(crate) fn check_slice(domain: &Domain, slice: Slice<'_>, access: Access) -> Result<(), Usage> {
-    if !std::sync::Arc::ptr_eq(&slice.region.domain.0, &domain.0) {
-        return Err(Usage::Foreign { what: "memory region", parent: "domain" });
-    }
-    if !slice.region.access.contains(access) {
-        return Err(missing(access));
-    }
-    Ok(())
-}
-
-#[cold]
-fn missing(access: Access) -> Usage {
-    Usage::Access {
-        need: match access {
-            Access::SEND => "SEND",
-            Access::RECV => "RECV",
-            Access::READ => "READ",
-            _ => "WRITE",
-        },
-    }
-}
-
-#[inline]
-pub(crate) fn immediate_flag(immediate: Option<u64>) -> u64 {
-    if immediate.is_some() { sys::FI_REMOTE_CQ_DATA } else { 0 }
-}
-
-#[inline]
-fn rma_message(
-    iov: *const iovec,
-    descriptors: *mut *mut c_void,
-    count: usize,
-    peer: &Address,
-    rma_iov: &sys::fi_rma_iov,
-    context: *mut c_void,
-    data: u64,
-) -> sys::fi_msg_rma {
-    sys::fi_msg_rma {
-        msg_iov: iov,
-        desc: descriptors,
-        iov_count: count,
-        addr: peer.raw(),
-        rma_iov,
-        rma_iov_count: 1,
-        context,
-        data,
-    }
-}
-
-/// The local segments of an operation, as libfabric wants them.
-pub(crate) struct Segments {
-    pub(crate) iov: [iovec; MAX_SEGMENTS],
-    pub(crate) descriptors: [*mut c_void; MAX_SEGMENTS],
-    regions: [HoldId; MAX_SEGMENTS],
-    pub(crate) count: usize,
-    pub(crate) len_bytes: usize,
-}
-
-impl Segments {
-    #[inline]
-    pub(crate) fn new(
-        domain: &Domain,
-        slices: &[Slice<'_>],
-        limit: usize,
-        access: Access,
-    ) -> Result<Segments, Usage> {
-        if slices.len() > limit {
-            return Err(Usage::TooManySegments { count: slices.len(), limit });
-        }
-        let mut segments = Segments {
-            iov: [const { iovec { iov_base: ptr::null_mut(), iov_len: 0 } }; MAX_SEGMENTS],
-            descriptors: [ptr::null_mut(); MAX_SEGMENTS],
-            regions: [HoldId::NONE; MAX_SEGMENTS],
-            count: slices.len(),
-            len_bytes: 0,
-        };
-        for (index, slice) in slices.iter().enumerate() {
-            check_slice(domain, *slice, access)?;
-            segments.iov[index] = iovec { iov_base: slice.address.cast(), iov_len: slice.len_bytes };
-            segments.descriptors[index] = slice.region.descriptor;
-            segments.regions[index] = slice.region.id;
-            segments.len_bytes = segments.len_bytes.saturating_add(slice.len_bytes);
-        }
-        Ok(segments)
-    }
-
-    /// What the operation holds: every region, and the peer. The rest of the array holds nothing.
-    #[inline]
-    pub(crate) fn holds(&self, peer: Option<&Address>) -> [HoldId; MAX_HOLDS] {
-        let mut holds = [HoldId::NONE; MAX_HOLDS];
-        holds[..MAX_SEGMENTS].copy_from_slice(&self.regions);
-        holds[MAX_SEGMENTS] = peer.map_or(HoldId::NONE, Address::id);
-        holds
     }
 }
