@@ -70,6 +70,11 @@ fn main() -> Result<()> {
     }
     for provider in bare::providers() {
         let case = format!("nics=1 provider={provider}");
+        let waits = |on: bool| format!("step=idle {case} wait_object={on}");
+        let slices = format!("op=write size=65536 batch=1000 {case}");
+        if ![&slices, &waits(true), &waits(false)].into_iter().any(|name| bench.wants(name)) {
+            continue;
+        }
         let transport = match Transport::open(common::config(provider, 1, "initiator")) {
             Ok(transport) => transport,
             Err(error) => {
@@ -107,11 +112,7 @@ fn main() -> Result<()> {
         let (outcome, count) =
             allocations(&ALLOCATOR, || (0..ROUNDS).try_for_each(|_| round(&mut batch, 1000)));
         outcome?;
-        bench.case(format!("op=write size=65536 batch=1000 {case}")).at_most(0.0).count(
-            Metric::Allocations,
-            (count / (ROUNDS * 1000)) as f64,
-            None,
-        )?;
+        bench.case(slices).at_most(0.0).count(Metric::Allocations, (count / (ROUNDS * 1000)) as f64, None)?;
         // Idle, with a connected peer.
         let quiet = Duration::from_secs(if bench.options().quick { 1 } else { 5 });
         let clock = CpuClock::process();
@@ -119,11 +120,12 @@ fn main() -> Result<()> {
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             std::thread::sleep(left);
         }
-        let waits = transport.describe().nics.iter().all(|nic| nic.wait_object);
-        bench
-            .case(format!("step=idle {case} wait_object={waits}"))
-            .at_most(if waits { 1.0 } else { 3.0 })
-            .count(Metric::Cpu, clock.percent(), None)?;
+        let blocks = transport.describe().nics.iter().all(|nic| nic.wait_object);
+        bench.case(waits(blocks)).at_most(if blocks { 1.0 } else { 3.0 }).count(
+            Metric::Cpu,
+            clock.percent(),
+            None,
+        )?;
         transport.shutdown(soon());
     }
     bench.finish()

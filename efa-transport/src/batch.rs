@@ -318,7 +318,11 @@ impl BatchHandle {
             Some(request) => match request.state.load(Ordering::Acquire) {
                 DONE => Status::Done,
                 FAILED => Status::Failed(request.error.get().cloned().unwrap_or(Error::Cancelled)),
-                _ => Status::Pending,
+                _ => {
+                    // Whoever only asks leaves the driving to the progress thread.
+                    self.core.wake_progress();
+                    Status::Pending
+                }
             },
         }
     }

@@ -89,7 +89,8 @@ impl Core {
         (name, epoch): (String, u64),
         lanes: Vec<Lane>,
         registrar: Registrar<Domain>,
-    ) -> Self {
+    ) -> Result<Self, Error> {
+        let parking = Parking::new(&lanes)?;
         let trace = (config.trace_slices > 0).then(|| Trace::new(config.trace_slices));
         let immediate_bytes = lanes.iter().map(|l| l.nic.info.immediate_bytes()).min().unwrap_or(0);
         let longest = lanes
@@ -104,7 +105,7 @@ impl Core {
             .min()
             .unwrap_or(1 << 30)
             .min(1 << 30);
-        Self {
+        Ok(Self {
             config,
             clock: Clock::start(),
             name,
@@ -127,7 +128,7 @@ impl Core {
             retries: Mutex::default(),
             retry_count: AtomicUsize::new(0),
             drivers: AtomicUsize::new(0),
-            parking: Parking::default(),
+            parking,
             shut: AtomicBool::new(false),
             turn: AtomicUsize::new(0),
             requests_done: AtomicU64::new(0),
@@ -136,7 +137,7 @@ impl Core {
             trace,
             immediate_bytes,
             longest,
-        }
+        })
     }
 
     // ---- descriptors and peers -----------------------------------------------------------------------------------------
@@ -337,7 +338,6 @@ impl Core {
         for slice in start_now {
             self.route(slice, now);
         }
-        self.wake_progress();
         Ok(BatchHandle::new(state, Arc::clone(self), watch))
     }
 
@@ -476,7 +476,9 @@ impl Core {
 
     /// The handle is gone; a batch that still runs is watched on.
     pub(crate) fn unwatch(&self, slot: u32, state: &Arc<BatchState>) {
-        if state.has_ended() {
+        if !state.has_ended() {
+            self.wake_progress();
+        } else {
             let mut watched = lock(&self.watched);
             let ours = watched.slots.get(slot as usize).and_then(Option::as_ref);
             if ours.is_some_and(|s| Arc::ptr_eq(s, state)) {
@@ -932,12 +934,16 @@ impl Core {
         }
         self.drivers.fetch_add(1, Ordering::AcqRel);
         let mut quiet = 0_u32;
+        let mut idler = self.idler();
         let outcome = loop {
             if done(state) {
                 break true;
             }
             if self.drive_all() > 0 {
-                quiet = 0;
+                if quiet > 0 {
+                    idler.active();
+                    quiet = 0;
+                }
                 continue;
             }
             quiet = quiet.saturating_add(1);
@@ -960,11 +966,16 @@ impl Core {
             } else {
                 let next = state.first_deadline().map(|at| self.clock.instant(at));
                 let until = [deadline, next].into_iter().flatten().min();
-                self.relax(quiet, until.unwrap_or_else(|| Instant::now() + Duration::from_millis(1)));
+                self.relax(
+                    &mut idler,
+                    quiet,
+                    until.unwrap_or_else(|| Instant::now() + Duration::from_millis(1)),
+                );
             }
         };
-        self.drivers.fetch_sub(1, Ordering::AcqRel);
-        self.wake_progress();
+        if self.drivers.fetch_sub(1, Ordering::AcqRel) == 1 && self.lanes.iter().any(Lane::is_busy) {
+            self.wake_progress();
+        }
         outcome
     }
 

@@ -156,6 +156,11 @@ impl Lane {
         self.busy.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Whether slices are queued or in flight.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
+    }
+
     /// Reads completions and posts what can be posted. Returns how much happened.
     pub(crate) fn drive(&self, state: &mut LaneState, context: &Context<'_>, outcome: &mut Outcome) -> usize {
         let mut happened = self.poll(state, context, outcome);

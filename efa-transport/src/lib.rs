@@ -63,6 +63,7 @@ mod warmup;
 mod batch;
 mod classify;
 mod core;
+mod idle;
 mod lane;
 mod progress;
 pub mod scheduler;

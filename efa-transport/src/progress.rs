@@ -1,130 +1,152 @@
 //! Who drives the NICs when nobody waits: one thread, which sleeps whenever it can.
 //!
 //! Where every NIC has a wait object it sleeps on those; elsewhere on a coarse timer, because with manual progress somebody has
-//! to poll even when we have nothing to send: peers' handshakes, and reads and writes that the provider emulates.
+//! to poll even when we have nothing to send: peers' handshakes, and reads and writes that the provider emulates. When to do
+//! what is decided in [`idle`](crate::idle).
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::{JoinHandle, Thread};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll};
 
 use crate::core::Core;
-use crate::sync::lock;
+use crate::error::Error;
+use crate::idle::{Idler, LONGEST, Next, SHORTEST, Slept};
+use crate::lane::Lane;
 
 /// Readings without a result before a thread stops spinning.
 const SPINS: u32 = 64;
 /// … before it stops yielding the processor and sleeps.
 const YIELDS: u32 = 256;
-/// The first sleep on the timer; doubled each time.
-const FIRST: Duration = Duration::from_micros(20);
-/// The longest sleep on the timer: first contact is answered within 5 ms.
-const LONGEST: Duration = Duration::from_millis(3);
-/// The longest sleep while requests of ours are under way that nobody waits for.
-const LONGEST_BUSY: Duration = Duration::from_micros(200);
 /// The longest sleep on wait objects. Handshakes wake it; this is for deadlines and for providers that forget to.
 const LONGEST_BLOCKED: Duration = Duration::from_millis(50);
-/// A sleep on wait objects that was shorter was none.
-const SHORTEST: Duration = Duration::from_micros(20);
+/// The longest sleep on wait objects while requests of ours are under way: what happens by time (a slice that the provider had no
+/// room for, a provider that repeats a message which found no receiver) no wait object tells.
+const LONGEST_BUSY: Duration = Duration::from_micros(500);
+/// The longest sleep on the timer of a thread that waits: a socket's buffer is empty before long.
+const LONGEST_WAITING: Duration = Duration::from_micros(50);
 /// How often operations that never end are looked for.
 const UNSTICK: Duration = Duration::from_millis(250);
+/// Looks at the completion queues between two looks at deadlines, while there is traffic.
+const LOOKS: u32 = 64;
 
-/// Where the progress thread sleeps.
-#[derive(Default)]
+/// Where threads sleep.
 pub(crate) struct Parking {
-    thread: Mutex<Option<Thread>>,
+    /// Watches the wait objects of all NICs; `None` if not all have one.
+    queues: Option<OwnedFd>,
+    /// Calls the progress thread.
+    bell: OwnedFd,
     asleep: AtomicBool,
-    /// Wakes that came while it was awake.
+    /// Calls that came while it was awake.
     epoch: AtomicU32,
 }
 
-impl Core {
-    /// Whether sleeping threads hear of completions.
-    fn can_block(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.nic.has_wait_object)
+impl Parking {
+    pub(crate) fn new(lanes: &[Lane]) -> Result<Self, Error> {
+        let fail = |what| {
+            move |errno: rustix::io::Errno| {
+                let source = fabric_safe::Error::System { what, source: errno.into() };
+                Error::fabric("preparing to sleep", source)
+            }
+        };
+        let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(fail("eventfd"))?;
+        let queues = if lanes.iter().all(|lane| lane.nic.has_wait_object) {
+            let queues = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(fail("epoll_create"))?;
+            for fd in lanes.iter().filter_map(|lane| lane.nic.queue.wait_fd()) {
+                epoll::add(&queues, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
+                    .map_err(fail("epoll_ctl"))?;
+            }
+            Some(queues)
+        } else {
+            None
+        };
+        Ok(Self { queues, bell, asleep: AtomicBool::new(false), epoch: AtomicU32::new(0) })
     }
 
+    /// Sleeps until a completion queue has something (if `queues`), the bell rings (if `bell`), or the time is over.
+    fn sleep(&self, queues: bool, bell: bool, limit: Duration) -> Slept {
+        let began = Instant::now();
+        let limit = Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos().into() };
+        let queues = self.queues.as_ref().filter(|_| queues);
+        let mut fds = [
+            PollFd::from_borrowed_fd(queues.unwrap_or(&self.bell).as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.bell.as_fd(), PollFlags::IN),
+        ];
+        let fds = match (queues.is_some(), bell) {
+            (true, true) => &mut fds[..],
+            (true, false) => &mut fds[..1],
+            (false, true) => &mut fds[1..],
+            (false, false) => &mut fds[..0],
+        };
+        // An error is as good as the end of the time: whoever called looks again.
+        let ready = rustix::event::poll(fds, Some(&limit)).unwrap_or(0);
+        let rung = bell && fds.last().is_some_and(|fd| fd.revents().contains(PollFlags::IN));
+        if rung {
+            // It was readable; if somebody else was first, so much the better.
+            let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+        }
+        match ready {
+            0 => Slept::ToTheEnd,
+            _ if rung => Slept::UntilCalled,
+            _ if began.elapsed() < SHORTEST => Slept::NotAtAll,
+            _ => Slept::UntilReady,
+        }
+    }
+}
+
+impl Core {
     /// Makes the progress thread look, if it sleeps.
     #[inline]
     pub(crate) fn wake_progress(&self) {
-        self.parking.epoch.fetch_add(1, Ordering::AcqRel);
-        if self.parking.asleep.load(Ordering::Acquire) {
-            self.wake_now();
+        self.parking.epoch.fetch_add(1, Ordering::SeqCst);
+        if self.parking.asleep.load(Ordering::SeqCst) {
+            // Fails only when it has been rung 2^64 - 2 times already.
+            let _ = rustix::io::write(&self.parking.bell, &1_u64.to_ne_bytes());
         }
     }
 
-    #[cold]
-    fn wake_now(&self) {
-        // It may be in either kind of sleep.
-        if let Some(thread) = &*lock(&self.parking.thread) {
-            thread.unpark();
-        }
-        if self.can_block()
-            && let Some(lane) = self.lanes.first()
-        {
-            lane.nic.queue.signal();
-        }
+    /// For a thread that drives.
+    pub(crate) fn idler(&self) -> Idler {
+        Idler::new(self.parking.queues.is_some(), Instant::now())
     }
 
-    /// What a thread that drives does after `quiet` readings without a result: spin, yield, then block on the wait objects
-    /// or sleep a little, but not past `until`.
-    pub(crate) fn relax(&self, quiet: u32, until: Instant) {
+    /// What a thread that drives does after `quiet` readings without a result: spin, yield, then sleep a little, but not past
+    /// `until`.
+    pub(crate) fn relax(&self, idler: &mut Idler, quiet: u32, until: Instant) {
         if quiet < SPINS {
             std::hint::spin_loop();
         } else if quiet < YIELDS {
             std::thread::yield_now();
         } else {
-            let left = until.saturating_duration_since(Instant::now());
-            let blocks = self.can_block() && !self.any_manual();
-            if !blocks || !self.block(left.min(Duration::from_millis(10))) {
-                let pause = Duration::from_micros(u64::from((quiet - YIELDS + 1).min(50)));
-                std::thread::sleep(pause.min(left));
+            let now = Instant::now();
+            let left = until.saturating_duration_since(now);
+            // Other threads' completions wake this one as well, and the other way round.
+            match idler.next(true, now) {
+                Next::Look => std::thread::yield_now(),
+                Next::Block => idler.blocked(self.block(false, left.min(LONGEST_BUSY))),
+                Next::Pause(pause) => {
+                    std::thread::sleep(pause.min(LONGEST_WAITING).min(left));
+                    idler.paused();
+                }
             }
         }
-    }
-
-    fn any_manual(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.manual)
     }
 
     fn any_busy(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.busy.load(Ordering::Relaxed) > 0)
+        self.lanes.iter().any(Lane::is_busy)
     }
 
-    /// Blocks until a completion queue has something, or the time is over. False if it did not come to that: then either
-    /// something is there, or the provider says so whenever it is asked (`net` of libfabric 1.17 does).
-    fn block(&self, limit: Duration) -> bool {
-        let began = Instant::now();
-        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(self.lanes.len());
-        for lane in &self.lanes {
-            match lane.nic.queue.arm() {
-                Ok(true) => {}
-                _ => return false,
-            }
-            let Some(fd) = lane.nic.queue.wait_fd() else { return false };
-            let fd: BorrowedFd<'_> = fd;
-            fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    /// Sleeps on the wait objects.
+    fn block(&self, bell: bool, limit: Duration) -> Slept {
+        if self.lanes.iter().all(|lane| matches!(lane.nic.queue.arm(), Ok(true))) {
+            self.parking.sleep(true, bell, limit)
+        } else {
+            Slept::NotAtAll
         }
-        let limit = Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos().into() };
-        // An error is as good as a time-out: whoever called looks again.
-        let _ = rustix::event::poll(&mut fds, Some(&limit));
-        began.elapsed() > SHORTEST
-    }
-}
-
-/// How long it usually takes to find nothing. With manual progress a reading works for peers without telling; that it did can
-/// only be seen from the time that it took.
-#[derive(Default)]
-struct Usual(Option<Duration>);
-
-impl Usual {
-    fn was_exceeded(&mut self, took: Duration) -> bool {
-        let usual = self.0.unwrap_or(took);
-        // Follows the least slowly upwards, so that a change of the usual does not stay an exception.
-        self.0 = Some(if took < usual { took } else { usual + usual / 128 });
-        took > usual * 2 + Duration::from_nanos(500)
     }
 }
 
@@ -135,53 +157,66 @@ pub(crate) fn start(core: &Arc<Core>) -> std::io::Result<JoinHandle<()>> {
 }
 
 fn run(core: &Core) {
-    *lock(&core.parking.thread) = Some(std::thread::current());
-    let mut quiet = 0_u32;
-    let mut pause = FIRST;
-    let mut usual = Usual::default();
-    // Where there are wait objects, work for peers wakes them.
-    let guess = core.any_manual() && !core.can_block();
+    let mut idler = core.idler();
+    let mut looks = 0_u32;
     let mut looked = Instant::now();
+    let mut next_deadline = None;
     while !core.is_shut() {
         let epoch = core.parking.epoch.load(Ordering::Acquire);
-        let next = core.expire();
-        if looked.elapsed() >= UNSTICK {
-            looked = Instant::now();
-            core.unstick();
-            core.clear_spare();
+        if looks.is_multiple_of(LOOKS) {
+            next_deadline = core.expire();
+            if looked.elapsed() >= UNSTICK {
+                looked = Instant::now();
+                core.unstick();
+                core.clear_spare();
+            }
         }
         let driven = core.drivers.load(Ordering::Acquire) > 0;
         if !driven {
             let began = Instant::now();
             let happened = core.drive_all();
-            if happened > 0 || guess && usual.was_exceeded(began.elapsed()) {
-                quiet = 0;
-                pause = FIRST;
+            let now = Instant::now();
+            idler.read(happened, began, now);
+            if idler.next(core.any_busy(), now) == Next::Look {
+                looks = looks.wrapping_add(1);
                 // Peers need the processor too, perhaps this very one.
                 std::thread::yield_now();
                 continue;
             }
         }
-        quiet = quiet.saturating_add(1);
-        if !driven && quiet < 32 && core.any_busy() {
-            std::thread::yield_now();
-            continue;
-        }
-        let deadline = next
-            .map_or(LONGEST_BLOCKED, |at| core.clock.instant(at).saturating_duration_since(Instant::now()));
-        core.parking.asleep.store(true, Ordering::Release);
-        // A wake between the look at the epoch and this line has raised it.
-        if core.parking.epoch.load(Ordering::Acquire) == epoch {
+        looks = 0;
+        let now = Instant::now();
+        let left = next_deadline.map_or(LONGEST_BLOCKED, |at| {
+            core.clock.instant(at).saturating_duration_since(now).min(LONGEST_BLOCKED)
+        });
+        core.parking.asleep.store(true, Ordering::SeqCst);
+        // A call between the look at the epoch and this line has raised it.
+        if core.parking.epoch.load(Ordering::SeqCst) == epoch {
             let busy = core.any_busy();
-            pause = (pause * 2).min(if busy && !driven { LONGEST_BUSY } else { LONGEST });
-            let blocks = core.can_block() && !driven && (!busy || !core.any_manual());
-            if !blocks || !core.block(LONGEST_BLOCKED.min(deadline)) {
-                std::thread::park_timeout(pause.min(deadline));
+            let slept = match idler.next(busy, now) {
+                // Whoever drives needs no help; but it may stop at any time, and nobody tells.
+                _ if driven => {
+                    core.parking.sleep(false, true, left.min(LONGEST));
+                    Slept::ToTheEnd
+                }
+                Next::Look | Next::Block => {
+                    let limit = if busy { LONGEST_BUSY } else { LONGEST_BLOCKED };
+                    let slept = core.block(true, left.min(limit));
+                    idler.blocked(slept);
+                    slept
+                }
+                Next::Pause(pause) => {
+                    let slept = core.parking.sleep(false, true, left.min(pause));
+                    idler.paused();
+                    slept
+                }
+            };
+            if slept == Slept::UntilCalled {
+                idler.called();
             }
         } else {
-            pause = FIRST;
+            idler.called();
         }
         core.parking.asleep.store(false, Ordering::Release);
     }
-    *lock(&core.parking.thread) = None;
 }

@@ -76,7 +76,7 @@ impl Transport {
         let epoch = random()?;
         let name = config.name.clone().unwrap_or_else(default_name);
         let core =
-            Arc::new(Core::new(config, (choice.why, choice.rejected), (name, epoch), lanes, registrar));
+            Arc::new(Core::new(config, (choice.why, choice.rejected), (name, epoch), lanes, registrar)?);
         core.description().log();
         let thread = crate::progress::start(&core).map_err(|source| {
             Error::fabric("starting a thread", fabric_safe::Error::System { what: "thread", source })

@@ -103,9 +103,10 @@ impl Core {
             lock(&self.lanes[local].state).queue.push(id.slot, 0, Work::Probe(probe));
         }
         let mut quiet = 0;
+        let mut idler = self.idler();
         while shared.left.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
             quiet = if self.drive_all() > 0 { 0 } else { quiet + 1 };
-            self.relax(quiet, deadline);
+            self.relax(&mut idler, quiet, deadline);
         }
         let left = shared.left.load(Ordering::Acquire);
         shared.over.store(true, Ordering::Relaxed);

@@ -1,0 +1,268 @@
+//! What a thread that drives does when it finds nothing to do: look again, yield, or sleep.
+//!
+//! A provider may work for peers without telling: it takes a message off a socket, copies it where it belongs and answers, and
+//! the completion queue stays empty. A thread that takes an empty queue for idleness and goes to sleep after each such message
+//! turns a stream of them into a trickle. So activity is also read off the time that a reading took.
+
+use std::time::{Duration, Instant};
+
+/// The first sleep on the timer; doubled each time that nothing has happened.
+const FIRST: Duration = Duration::from_micros(20);
+/// The longest sleep on the timer: with what the kernel adds, first contact is still answered within 5 ms.
+pub(crate) const LONGEST: Duration = Duration::from_millis(4);
+/// The longest sleep on the timer while requests of ours are under way that nobody waits for.
+const LONGEST_BUSY: Duration = Duration::from_micros(200);
+/// How long after the latest activity a thread keeps looking before it sleeps, where something wakes it.
+const ATTENTIVE: Duration = Duration::from_micros(50);
+/// The same where only a timer does: a gap in the traffic then costs about its own length again.
+const ATTENTIVE_ON_TIMER: Duration = Duration::from_micros(200);
+/// A sleep on wait objects that was shorter was none: something was there, or the provider says so whenever it is asked.
+pub(crate) const SHORTEST: Duration = Duration::from_micros(20);
+/// So many of those in a row without any activity, and the wait objects are not believed until there is some. (`net` of
+/// libfabric 1.17 says so for ever after the first completion.)
+const STRIKES: u32 = 16;
+/// A reading that took so much longer than is usual has done something.
+const TIMES_USUAL: u32 = 2;
+/// The same for a reading after a sleep, when caches are cold.
+const TIMES_USUAL_COLD: u32 = 4;
+/// Below that, differences are chance.
+const CHANCE: Duration = Duration::from_nanos(500);
+
+/// How long it usually takes to find nothing.
+#[derive(Debug, Default)]
+struct Usual(Option<Duration>);
+
+impl Usual {
+    fn is_exceeded(&mut self, took: Duration, times: u32) -> bool {
+        let usual = self.0.unwrap_or(took);
+        // Follows the least slowly upwards, so that a change of the usual does not stay an exception.
+        self.0 = Some(if took < usual { took } else { usual + usual / 128 });
+        took > usual * times + CHANCE
+    }
+}
+
+/// How a sleep on wait objects went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Slept {
+    /// Something was there at once, or so the provider says.
+    NotAtAll,
+    /// Until something was there.
+    UntilReady,
+    /// Until somebody wanted the thread.
+    UntilCalled,
+    /// All the time that there was.
+    ToTheEnd,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Look again, perhaps after letting others have the processor.
+    Look,
+    /// Sleep on the wait objects.
+    Block,
+    /// Sleep for that long.
+    Pause(Duration),
+}
+
+/// The state of one thread that drives. Pure: time is handed in.
+#[derive(Debug)]
+pub(crate) struct Idler {
+    /// Whether there are wait objects.
+    wait_objects: bool,
+    hot: Usual,
+    cold: Usual,
+    active_until: Instant,
+    /// The next reading comes after a sleep.
+    slept: bool,
+    /// Readings since the latest sleep.
+    readings: u32,
+    strikes: u32,
+    pause: Duration,
+}
+
+impl Idler {
+    pub(crate) fn new(wait_objects: bool, now: Instant) -> Self {
+        Self {
+            wait_objects,
+            hot: Usual::default(),
+            cold: Usual::default(),
+            active_until: now,
+            slept: false,
+            readings: 0,
+            strikes: 0,
+            pause: FIRST,
+        }
+    }
+
+    fn believes(&self) -> bool {
+        self.wait_objects && self.strikes < STRIKES
+    }
+
+    /// A reading has found `happened` and took from `began` to `now`.
+    pub(crate) fn read(&mut self, happened: usize, began: Instant, now: Instant) {
+        let took = now.saturating_duration_since(began);
+        let cold = std::mem::take(&mut self.slept);
+        self.readings = self.readings.saturating_add(1);
+        let long = if cold {
+            // What wakes on time needs no guess at what the first reading did: there will be a second one.
+            self.cold.is_exceeded(took, TIMES_USUAL_COLD) && !self.believes()
+        } else {
+            self.hot.is_exceeded(took, TIMES_USUAL)
+        };
+        if happened > 0 || long {
+            let attentive = if self.believes() { ATTENTIVE } else { ATTENTIVE_ON_TIMER };
+            self.active_until = now + attentive;
+            self.pause = FIRST;
+            if happened > 0 || !cold {
+                self.strikes = 0;
+            }
+        }
+    }
+
+    /// Something has happened, to a thread that waits for it and does not take times.
+    pub(crate) fn active(&mut self) {
+        self.strikes = 0;
+        self.pause = FIRST;
+    }
+
+    /// What to do after a reading. `busy`: requests of ours are under way, so that readings move them.
+    pub(crate) fn next(&self, busy: bool, now: Instant) -> Next {
+        // Twice after each sleep of the progress thread: the first reading may have done something that only the second one's time
+        // shows.
+        if now < self.active_until || self.readings < 2 && !busy {
+            Next::Look
+        } else if self.believes() {
+            Next::Block
+        } else {
+            Next::Pause(self.pause.min(if busy { LONGEST_BUSY } else { LONGEST }))
+        }
+    }
+
+    /// It has blocked.
+    pub(crate) fn blocked(&mut self, how: Slept) {
+        match how {
+            Slept::NotAtAll => self.strikes = self.strikes.saturating_add(1),
+            Slept::UntilReady | Slept::ToTheEnd => self.strikes = 0,
+            Slept::UntilCalled => {}
+        }
+        self.woke();
+    }
+
+    /// It has slept on the timer.
+    pub(crate) fn paused(&mut self) {
+        self.pause = (self.pause * 2).min(LONGEST);
+        self.woke();
+    }
+
+    /// Somebody wants something.
+    pub(crate) fn called(&mut self) {
+        self.pause = FIRST;
+        self.woke();
+    }
+
+    fn woke(&mut self) {
+        self.slept = true;
+        self.readings = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EMPTY: Duration = Duration::from_nanos(700);
+    const MESSAGE: Duration = Duration::from_micros(12);
+
+    /// Drives an idler against a provider: `work` says how long a reading at a time takes, `ready` whether the wait objects
+    /// report something then. Returns readings, blocks and time slept on the timer within `span`.
+    fn drive(
+        idler: &mut Idler,
+        span: Duration,
+        mut work: impl FnMut(Duration) -> Duration,
+        mut ready: impl FnMut(Duration) -> Option<Duration>,
+    ) -> (u32, u32, Duration) {
+        let start = Instant::now();
+        let (mut at, mut readings, mut blocks, mut paused) = (Duration::ZERO, 0, 0, Duration::ZERO);
+        while at < span {
+            let took = work(at);
+            idler.read(0, start + at, start + at + took);
+            at += took;
+            readings += 1;
+            match idler.next(false, start + at) {
+                Next::Look => at += Duration::from_nanos(300),
+                Next::Block => {
+                    blocks += 1;
+                    let how = match ready(at) {
+                        Some(Duration::ZERO) => Slept::NotAtAll,
+                        Some(later) => {
+                            at += later;
+                            Slept::UntilReady
+                        }
+                        None => {
+                            at += Duration::from_millis(50);
+                            Slept::ToTheEnd
+                        }
+                    };
+                    at += Duration::from_micros(1);
+                    idler.blocked(how);
+                }
+                Next::Pause(pause) => {
+                    paused += pause;
+                    at += pause;
+                    idler.paused();
+                }
+            }
+        }
+        (readings, blocks, paused)
+    }
+
+    #[test]
+    fn a_stream_of_messages_that_are_not_told_of_is_taken_without_a_pause() {
+        let mut idler = Idler::new(true, Instant::now());
+        drive(&mut idler, Duration::from_millis(200), |_| EMPTY, |_| None);
+        // Every reading takes one message off a socket that always has another.
+        let (readings, _, paused) =
+            drive(&mut idler, Duration::from_millis(10), |_| MESSAGE, |_| Some(Duration::ZERO));
+        assert!(readings > 700, "{readings} messages in 10 ms");
+        assert!(paused < Duration::from_millis(1), "{paused:?}");
+    }
+
+    #[test]
+    fn a_wait_object_that_lies_is_soon_not_believed() {
+        let mut idler = Idler::new(true, Instant::now());
+        let (readings, blocks, paused) =
+            drive(&mut idler, Duration::from_secs(1), |_| EMPTY, |_| Some(Duration::ZERO));
+        assert!(blocks <= STRIKES, "{blocks} blocks");
+        assert!(readings < 1000, "{readings} readings in a second of nothing");
+        assert!(paused > Duration::from_millis(950), "{paused:?}");
+    }
+
+    #[test]
+    fn a_wait_object_that_tells_the_truth_is_slept_on() {
+        let mut idler = Idler::new(true, Instant::now());
+        let (readings, _, paused) = drive(
+            &mut idler,
+            Duration::from_secs(1),
+            |_| EMPTY,
+            |at| Some(Duration::from_millis(50).saturating_sub(at).max(Duration::from_millis(7))),
+        );
+        assert!(readings < 400, "{readings} readings");
+        assert_eq!(paused, Duration::ZERO);
+    }
+
+    #[test]
+    fn without_wait_objects_it_never_sleeps_past_first_contact_and_wakes_up_with_traffic() {
+        let mut idler = Idler::new(false, Instant::now());
+        let (readings, blocks, _) = drive(&mut idler, Duration::from_secs(1), |_| EMPTY, |_| None);
+        assert_eq!(blocks, 0);
+        assert!(readings < 600, "{readings} readings in a second of nothing");
+        assert_eq!(idler.next(false, Instant::now() + Duration::from_secs(9)), Next::Look, "twice each");
+        idler.read(0, Instant::now(), Instant::now());
+        let (readings, _, paused) = drive(&mut idler, Duration::from_millis(10), |_| MESSAGE, |_| None);
+        assert!(
+            readings > 500 && paused < Duration::from_millis(5),
+            "{readings} messages, {paused:?} asleep"
+        );
+    }
+}
