@@ -53,6 +53,16 @@ impl Network {
         self
     }
 
+    /// The seed of this run: the one that was [`set`](Network::set), or that of the environment, or 1. Worth a place in every failure
+    /// message, because the same seed shuffles requests and throws dice for faults in the same way.
+    pub fn seed(&self) -> String {
+        let set = self.settings.iter().find(|(name, _)| name == settings::SEED);
+        let inherited = || std::env::var(settings::SEED).ok();
+        set.map(|(_, value)| value.to_string_lossy().into_owned())
+            .or_else(inherited)
+            .unwrap_or_else(|| "1".into())
+    }
+
     /// Whether programs see the cards under /sys/class/infiniband and /dev/infiniband too (by a preload library). On by default.
     pub fn redirect(&mut self, on: bool) -> &mut Network {
         self.redirect = on;

@@ -6,17 +6,19 @@
 
 use super::completion::CompletionQueue;
 use super::engine;
-use super::process::{Process, slot_alive};
+use super::process::{Process, lock, slot_alive};
 use crate::clock::Kind;
 use crate::shared::{LIVE, ProcessSlot};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Never.
 pub(crate) const NEVER: u64 = u64::MAX;
 /// A program that has been still for so long waits for something that is not a completion.
 const STILL_NS: u64 = 500_000_000;
+/// A program that has not polled for so long does something else just now.
+const ABSENT_NS: u64 = 5_000_000;
 /// How long a poll waits for another process's card to answer a message.
 const ANSWER: Duration = Duration::from_secs(1);
 /// Requests that one turn works on when the card works in step: all there are.
@@ -29,6 +31,8 @@ pub(crate) struct Pace {
     acts: AtomicU64,
     /// Completion queues that are armed: somebody sleeps.
     sleepers: AtomicUsize,
+    /// Held while the cards work: in step, one thread at a time does, so that nothing depends on who is faster.
+    turn: Mutex<()>,
 }
 
 /// Nanoseconds of the clock that all processes of the machine share.
@@ -44,7 +48,7 @@ pub(crate) fn machine_ns() -> u64 {
 
 impl Pace {
     pub(crate) fn new(kind: Kind) -> Pace {
-        Pace { kind, acts: AtomicU64::new(1), sleepers: AtomicUsize::new(0) }
+        Pace { kind, acts: AtomicU64::new(1), sleepers: AtomicUsize::new(0), turn: Mutex::default() }
     }
 
     /// Whether the cards work only when the program waits for them.
@@ -90,14 +94,27 @@ pub(crate) fn act(process: &Process) {
     }
 }
 
+/// How long the program has not polled, in nanoseconds.
+fn still_ns(process: &Process) -> u64 {
+    machine_ns().saturating_sub(process.me().active_ns.load(Ordering::SeqCst))
+}
+
 /// Whether the program leaves the work to the card's thread: it sleeps on a queue, or has not polled for long.
 pub(crate) fn is_left_to_the_card(process: &Process) -> bool {
-    process.pace.sleepers.load(Ordering::SeqCst) > 0
-        || machine_ns().saturating_sub(process.me().active_ns.load(Ordering::SeqCst)) > STILL_NS
+    process.pace.sleepers.load(Ordering::SeqCst) > 0 || still_ns(process) > STILL_NS
+}
+
+/// Takes in what comes from others while the program does something else than polling, so that they get their answers.
+pub(crate) fn receive_for_others(process: &Arc<Process>) -> bool {
+    if still_ns(process) < ABSENT_NS {
+        return false;
+    }
+    process.pace.turn.try_lock().is_ok_and(|_turn| process.receive())
 }
 
 /// Does everything that can be done at this moment, and waits for the answers of other processes' cards.
 pub(crate) fn work(process: &Arc<Process>) -> bool {
+    let _turn = lock(&process.pace.turn);
     let start = Instant::now();
     let mut any = false;
     loop {

@@ -104,7 +104,7 @@ fn serve_in_step(process: &Arc<Process>) {
         process.faults.refresh(process);
         let me = process.me();
         let bell = me.doorbell.load(Ordering::SeqCst);
-        let mut worked = process.receive();
+        let mut worked = pace::receive_for_others(process);
         let alone = pace::is_left_to_the_card(process);
         if alone {
             worked |= pace::work(process) || pace::wait(process);

@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used)] // each test program uses a part of it; a test fails by panicking
 
 pub(crate) mod node;
+pub(crate) mod verbs;
 
 use soft_efa::{Network, Profile};
 use std::path::{Path, PathBuf};
@@ -158,6 +159,29 @@ pub(crate) fn player(
     command
 }
 
+/// A child that plays a part in which there is no libfabric.
+pub(crate) fn without_libfabric(network: &Network, play: &str, first: bool, line: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "child", "--nocapture", "--test-threads=1"]);
+    command
+        .env(ROLE, if first { "first" } else { "second" })
+        .env(PLAY, play)
+        .env(LINE, line)
+        .env(FABRIC, "none");
+    network.prepare(&mut command);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs a play of one process that needs no libfabric, and gives what it has written to its line.
+pub(crate) fn alone(network: &Network, play: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let line = folder.path().join("line");
+    let ended = Running(without_libfabric(network, play, true, &line).spawn().unwrap()).wait();
+    assert_eq!(ended.code(), Some(0), "{play} with seed {}", network.seed());
+    std::fs::read_to_string(line).unwrap_or_default()
+}
+
 /// Runs a play of two processes; both must end well.
 pub(crate) fn two(network: &Network, library: &Library, fabric: &str, play: &str) {
     let folder = tempfile::tempdir().unwrap();
@@ -165,7 +189,13 @@ pub(crate) fn two(network: &Network, library: &Library, fabric: &str, play: &str
     let start = |first| Running(player(network, library, fabric, play, first, &line).spawn().unwrap());
     let (mut first, mut second) = (start(true), start(false));
     let ends = (first.wait().code(), second.wait().code());
-    assert_eq!(ends, (Some(0), Some(0)), "{play} on {fabric} of libfabric {}", library.name);
+    assert_eq!(
+        ends,
+        (Some(0), Some(0)),
+        "{play} on {fabric} of libfabric {}, seed {}",
+        library.name,
+        network.seed()
+    );
 }
 
 /// Bytes that depend on a number and on where they are.
