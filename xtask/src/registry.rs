@@ -126,3 +126,25 @@ pub(crate) fn apt_install(packages: &[&str], why: &str) -> Result<()> {
     // A fresh image has no package lists, an old one has stale ones.
     install().or_else(|_| apt(&["update"]).run().and_then(|()| install()))
 }
+
+/// As [`apt_install`], for packages that would start a server on a port of their own: it is started neither now nor at the
+/// next boot.
+pub(crate) fn apt_install_stopped(packages: &[&str], services: &[&str], why: &str) -> Result<()> {
+    // Debian's packages ask this program whether they may start what they bring.
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+    let privileged = |script: &str| {
+        let is_root = Cmd::new("id").arg("-u").quiet().stdout().is_ok_and(|id| id.trim() == "0");
+        let cmd = if is_root { Cmd::new("sh") } else { Cmd::new("sudo").args(["-n", "sh"]) };
+        cmd.args(["-c", script]).succeeds()
+    };
+    let ours = !Path::new(POLICY).exists()
+        && privileged(&format!("printf '#!/bin/sh\\nexit 101\\n' > {POLICY} && chmod 755 {POLICY}"));
+    let installed = apt_install(packages, why);
+    if ours {
+        privileged(&format!("rm -f {POLICY}"));
+    }
+    if Path::new("/run/systemd/system").exists() {
+        privileged(&format!("systemctl disable --quiet --now {}", services.join(" ")));
+    }
+    installed
+}

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::registry::apt_install;
+use crate::registry::{apt_install, apt_install_stopped};
 use crate::shell::{Cmd, program_exists};
 
 #[derive(clap::Args)]
@@ -29,6 +29,8 @@ pub(crate) struct Need {
 enum Remedy {
     /// Debian packages.
     Apt(&'static [&'static str]),
+    /// Debian packages of servers, and their services, which are to run neither now nor at the next boot.
+    AptServer(&'static [&'static str], &'static [&'static str]),
     /// Arguments of `cargo install --locked`.
     Cargo(&'static [&'static str]),
 }
@@ -66,6 +68,20 @@ pub(crate) const CXX: Need = Need {
     remedy: Remedy::Apt(&["g++"]),
 };
 
+pub(crate) const ETCD: Need = Need {
+    name: "etcd",
+    why: "the metadata tests run against a real server, which they start and end themselves",
+    present: || program_exists("etcd"),
+    remedy: Remedy::AptServer(&["etcd-server"], &["etcd.service"]),
+};
+
+pub(crate) const REDIS: Need = Need {
+    name: "redis",
+    why: "the metadata tests run against a real server, which they start and end themselves",
+    present: || program_exists("redis-server"),
+    remedy: Remedy::AptServer(&["redis-server"], &["redis-server.service"]),
+};
+
 /// Without its default features it needs no OpenSSL and compiles in about two minutes on two cores.
 pub(crate) const CARGO_DENY: Need = Need {
     name: "cargo-deny",
@@ -74,7 +90,7 @@ pub(crate) const CARGO_DENY: Need = Need {
     remedy: Remedy::Cargo(&["--debug", "--no-default-features", "--version", "0.20.2", "cargo-deny"]),
 };
 
-const ALL: [&Need; 5] = [&LIBFABRIC, &VALGRIND, &IPROUTE, &CXX, &CARGO_DENY];
+const ALL: [&Need; 7] = [&LIBFABRIC, &VALGRIND, &IPROUTE, &CXX, &ETCD, &REDIS, &CARGO_DENY];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut missing = Vec::new();
@@ -120,6 +136,7 @@ impl Need {
     fn install(&self) -> Result<()> {
         match self.remedy {
             Remedy::Apt(packages) => apt_install(packages, self.why)?,
+            Remedy::AptServer(packages, services) => apt_install_stopped(packages, services, self.why)?,
             Remedy::Cargo(args) => {
                 eprintln!("building {} from crates.io: {}", self.name, self.why);
                 Cmd::cargo("install")

@@ -61,6 +61,11 @@ impl Directory {
         self.keeper.store().server()
     }
 
+    /// The store underneath, for tools that look at what is in it. A record lies under `weft/[cluster/]node/<name>`.
+    pub fn store(&self) -> &dyn Store {
+        self.keeper.store()
+    }
+
     /// Publishes where the engine called `name` is. An earlier record, of a life before or of another node, is replaced at
     /// once: the last one to come has the name. Blocks until the server has it; keeps it there until the lease is dropped.
     ///

@@ -208,10 +208,12 @@ impl Store for EtcdStore {
             "compare": [{ "key": key64, "target": "VALUE", "result": "EQUAL", "value": value64 }],
             "success": [{ "request_delete_range": { "key": key64 } }],
         });
-        self.ask(&format!("removing {key}"), "/v3/kv/txn", &question)?;
-        let lease = self.leases().remove(key);
-        if let Some(lease) = lease {
-            self.revoke(&lease);
+        let answer = self.ask(&format!("removing {key}"), "/v3/kv/txn", &question)?;
+        if answer["succeeded"] == true {
+            let lease = self.leases().remove(key);
+            if let Some(lease) = lease {
+                self.revoke(&lease);
+            }
         }
         Ok(())
     }

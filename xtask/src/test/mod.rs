@@ -56,7 +56,7 @@ impl Tally {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    setup::provide(&[&setup::LIBFABRIC, &setup::VALGRIND, &setup::IPROUTE]);
+    setup::provide(&[&setup::LIBFABRIC, &setup::VALGRIND, &setup::IPROUTE, &setup::ETCD, &setup::REDIS]);
     let workspace = Workspace::load()?;
     for package in &args.package {
         workspace.package(package)?;
