@@ -20,6 +20,7 @@ use crate::{Error, Info};
 pub struct Domain(pub(crate) Arc<DomainInner>);
 
 pub(crate) struct DomainInner {
+    pub(crate) id: HoldId,
     pub(crate) raw: NonNull<sys::fid_domain>,
     pub(crate) info: Info,
     /// Tables of all endpoints whose operations can still hold something.
@@ -76,6 +77,7 @@ impl Domain {
         })?;
         match NonNull::new(raw) {
             Some(raw) if status == 0 => Ok(Domain(Arc::new(DomainInner {
+                id: HoldId::new(),
                 raw,
                 info: info.clone(),
                 tables: Mutex::default(),

@@ -4,7 +4,7 @@ use core::ffi::c_int;
 use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use fabric_sys as sys;
 use parking_lot::{Mutex, MutexGuard};
@@ -18,8 +18,9 @@ use crate::event_queue::EventQueue;
 use crate::flags::Capabilities;
 use crate::info::EndpointKind;
 use crate::object::close;
-use crate::operations::{OperationId, Table};
+use crate::operations::{HoldId, OperationId, Table};
 use crate::option::{EndpointOption, OptionValue};
+use crate::register::Registration;
 use crate::{Error, Info, Usage};
 
 /// Which operations complete into a queue.
@@ -68,10 +69,14 @@ pub struct Opened {
 /// An endpoint that operations can be posted to.
 pub struct Enabled {
     pub(crate) raw: NonNull<sys::fid_ep>,
+    /// The home of the regions that operations may use: the endpoint's own, or all of the domain.
+    pub(crate) home: HoldId,
     pub(crate) limits: Limits,
     pub(crate) transmit: Side,
     pub(crate) receive: Side,
     pub(crate) vector: AddressVector,
+    /// Regions that are bound to the endpoint, to be closed before it.
+    pub(crate) regions: Mutex<Vec<Weak<Registration>>>,
     counters: Vec<Counter>,
     events: Option<EventQueue>,
     info: Info,
@@ -307,7 +312,10 @@ impl Endpoint<Opened> {
         let Opened { raw: mut opened, counters, events, .. } = self.state;
         opened.given_away = true;
         let raw = opened.raw;
-        let state = Enabled { raw, limits, transmit, receive, vector, counters, events, info, domain };
+        let home = if domain.info().endpoint_regions() { HoldId::new() } else { domain.0.id };
+        let regions = Mutex::default();
+        let state =
+            Enabled { raw, home, limits, transmit, receive, vector, regions, counters, events, info, domain };
         Ok(Endpoint { state })
     }
 
@@ -352,8 +360,7 @@ impl sealed::State for Opened {
 
 impl sealed::State for Enabled {
     fn call<R>(&self, call: impl FnOnce(*mut sys::fid) -> R) -> Option<R> {
-        let open = self.transmit.gate.enter().ok()?;
-        open.then(|| call(self.raw.as_ptr().cast()))
+        self.while_open(call)
     }
     fn info(&self) -> &Info {
         &self.info
@@ -588,6 +595,18 @@ impl Endpoint<Enabled> {
 }
 
 impl Enabled {
+    /// What a region must have in common with the endpoint.
+    pub(crate) fn parent(&self) -> &'static str {
+        if self.domain.info().endpoint_regions() { "endpoint" } else { "domain" }
+    }
+
+    /// Calls something on the endpoint while nobody posts or closes it; `None` if it is closed, or if this thread has a
+    /// [`Transmit`](crate::Transmit).
+    pub(crate) fn while_open<R>(&self, call: impl FnOnce(*mut sys::fid) -> R) -> Option<R> {
+        let open = self.transmit.gate.enter().ok()?;
+        open.then(|| call(self.raw.as_ptr().cast()))
+    }
+
     fn close(&self) -> Result<(), Error> {
         let mut transmit = self.transmit.gate.enter()?;
         let mut receive = self.receive.gate.enter()?;
@@ -603,6 +622,10 @@ impl Enabled {
         let swap = Arc::as_ptr(queues[1]) < Arc::as_ptr(queues[0]);
         let mut first = queues[usize::from(swap)].lock();
         let mut second = if same { None } else { Some(queues[usize::from(!swap)].lock()) };
+        // Nobody binds any more either. What cannot be closed is leaked, and then most likely the endpoint too.
+        for region in self.regions.lock().drain(..).filter_map(|region| region.upgrade()) {
+            let _ = region.close();
+        }
         // SAFETY: nobody posts any more; queues and vector are still open.
         let closed = unsafe { close(self.raw.as_ptr().cast()) };
         for (side, is_second) in [(&self.transmit, swap), (&self.receive, !swap)] {

@@ -181,7 +181,7 @@ pub enum Usage {
         bytes: usize,
     },
     /// An object of another domain or address vector.
-    #[error("the {what} belongs to another {parent} than the endpoint")]
+    #[error("the {what} belongs to another {parent} than what it is used with")]
     Foreign {
         /// The object that was passed.
         what: &'static str,

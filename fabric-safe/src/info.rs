@@ -240,6 +240,12 @@ impl Info {
         self.memory_mode().contains(MemoryMode::VIRT_ADDR)
     }
 
+    /// Whether regions belong to an endpoint ([`Endpoint::register`](crate::Endpoint::register)). Only where
+    /// [`Hints::memory_modes`](crate::Hints::memory_modes) allows it; EFA, TCP and shared memory do not ask for it.
+    pub fn endpoint_regions(&self) -> bool {
+        self.memory_mode().contains(MemoryMode::ENDPOINT)
+    }
+
     /// Whether the provider chooses the keys of regions; otherwise we do.
     pub fn provider_keys(&self) -> bool {
         self.memory_mode().contains(MemoryMode::PROV_KEY)

@@ -55,7 +55,7 @@ impl Endpoint<Enabled> {
         target: Slice<'_>,
         token: u64,
     ) -> Result<OperationId, PostError> {
-        let target = Segments::one(&self.state.domain, target, Access::RECV)?;
+        let target = Segments::one(&self.state, target, Access::RECV)?;
         self.post_receive(from, target, None, sys::FI_COMPLETION, token)
     }
 
@@ -72,7 +72,7 @@ impl Endpoint<Enabled> {
         token: u64,
     ) -> Result<OperationId, PostError> {
         let limit = self.state.limits.receive_segments;
-        let targets = Segments::many(&self.state.domain, targets, limit, Access::RECV)?;
+        let targets = Segments::many(&self.state, targets, limit, Access::RECV)?;
         let flags = (options.flags & PostFlags::MORE).bits() | sys::FI_COMPLETION;
         self.post_receive(from, targets, options.tag, flags, token)
     }

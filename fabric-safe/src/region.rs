@@ -5,8 +5,6 @@ use core::ffi::c_void;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, Range};
-use core::ptr::{self, NonNull};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use fabric_sys as sys;
@@ -14,97 +12,11 @@ use fabric_sys as sys;
 use crate::domain::Domain;
 use crate::flags::Access;
 use crate::memory::{Memory, Placement};
-use crate::object::close;
 use crate::operations::HoldId;
+use crate::register::{DeregisterError, Registration};
 use crate::remote::RemoteRegion;
 use crate::shared_bytes::{copy_in, copy_out};
 use crate::{Error, Usage};
-
-/// How to register a piece of memory.
-#[derive(Debug, Clone, Copy)]
-pub struct RegisterOptions {
-    /// What the region may be used for.
-    pub access: Access,
-    /// The key to register under, where we choose keys ([`Info::provider_keys`](crate::Info::provider_keys) is false); a
-    /// fresh one if `None`. Providers that choose themselves ignore it.
-    pub requested_key: Option<u64>,
-}
-
-impl RegisterOptions {
-    /// Registers for `access`, everything else as is usual.
-    pub fn new(access: Access) -> RegisterOptions {
-        RegisterOptions { access, requested_key: None }
-    }
-}
-
-impl From<Access> for RegisterOptions {
-    fn from(access: Access) -> Self {
-        RegisterOptions::new(access)
-    }
-}
-
-/// Memory that could not be registered, and why.
-pub struct RegisterError<M> {
-    /// Why.
-    pub error: Error,
-    /// The memory, untouched.
-    pub memory: M,
-}
-
-impl<M> fmt::Debug for RegisterError<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegisterError").field("error", &self.error).finish_non_exhaustive()
-    }
-}
-
-impl<M> fmt::Display for RegisterError<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
-    }
-}
-
-impl<M> std::error::Error for RegisterError<M> {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.error.source()
-    }
-}
-
-impl<M> From<RegisterError<M>> for Error {
-    fn from(failed: RegisterError<M>) -> Error {
-        failed.error
-    }
-}
-
-/// Memory that cannot be given back now.
-#[non_exhaustive]
-pub enum DeregisterError<M: Memory> {
-    /// Operations in flight, or other handles of the region, still need it. Here is the region again.
-    InUse(MemoryRegion<M>),
-    /// The provider would not let go of it. The memory has been leaked, because the card may still use it.
-    Leaked(Error),
-}
-
-impl<M: Memory> fmt::Debug for DeregisterError<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DeregisterError::InUse(region) => f.debug_tuple("InUse").field(region).finish(),
-            DeregisterError::Leaked(error) => f.debug_tuple("Leaked").field(error).finish(),
-        }
-    }
-}
-
-impl<M: Memory> fmt::Display for DeregisterError<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DeregisterError::InUse(_) => f.write_str("the region is still in use"),
-            DeregisterError::Leaked(error) => {
-                write!(f, "the region could not be closed and is leaked: {error}")
-            }
-        }
-    }
-}
-
-impl<M: Memory> std::error::Error for DeregisterError<M> {}
 
 /// A registered piece of memory, whatever it is made of: what operations refer to.
 ///
@@ -114,15 +26,17 @@ pub struct Region(pub(crate) Arc<RegionInner>);
 
 pub(crate) struct RegionInner {
     pub(crate) id: HoldId,
+    /// Where operations may use it: the domain's, or the endpoint's if the provider binds regions to endpoints.
+    pub(crate) home: HoldId,
     pub(crate) descriptor: *mut c_void,
     pub(crate) access: Access,
-    address: *mut u8,
-    len_bytes: usize,
-    placement: Placement,
-    key: u64,
-    raw: NonNull<sys::fid_mr>,
-    /// `None` once it has been given back, together with `raw`.
-    memory: Option<Box<dyn Memory>>,
+    pub(crate) address: *mut u8,
+    pub(crate) len_bytes: usize,
+    pub(crate) placement: Placement,
+    pub(crate) key: u64,
+    pub(crate) registration: Arc<Registration>,
+    /// `None` once it has been given back.
+    pub(crate) memory: Option<Box<dyn Memory>>,
     pub(crate) domain: Domain,
 }
 
@@ -135,31 +49,9 @@ unsafe impl Sync for RegionInner {}
 impl Drop for RegionInner {
     fn drop(&mut self) {
         if let Some(memory) = self.memory.take() {
-            let registered = Registered { raw: self.raw, memory };
-            self.domain.0.bury_when_free(self.id, Box::new(move || drop(registered.close())));
-        }
-    }
-}
-
-/// A registration without a user.
-struct Registered {
-    raw: NonNull<sys::fid_mr>,
-    memory: Box<dyn Memory>,
-}
-
-// SAFETY: as for RegionInner.
-unsafe impl Send for Registered {}
-
-impl Registered {
-    /// Deregisters and gives the memory back, or leaks it.
-    fn close(self) -> Result<Box<dyn Memory>, Error> {
-        // SAFETY: nobody has a handle of the region and no operation holds it.
-        match unsafe { close(self.raw.as_ptr().cast()) } {
-            Ok(()) => Ok(self.memory),
-            Err(status) => {
-                core::mem::forget(self.memory);
-                Err(Error::call("fi_close", "a memory region", status))
-            }
+            let registration = self.registration.clone();
+            let bury = Box::new(move || drop(registration.give_back(memory)));
+            self.domain.0.bury_when_free(self.id, bury);
         }
     }
 }
@@ -229,9 +121,11 @@ impl Region {
         let mut base = 0;
         let mut len = self.0.domain.info().key_bytes().max(8);
         let mut key = vec![0; len];
-        // SAFETY: the region is open and the buffer as long as said.
-        let status =
-            unsafe { sys::fi_mr_raw_attr(self.0.raw.as_ptr(), &mut base, key.as_mut_ptr(), &mut len, 0) };
+        let asked = self.0.registration.with_open(|raw| {
+            // SAFETY: the region is open and the buffer as long as said.
+            unsafe { sys::fi_mr_raw_attr(raw, &mut base, key.as_mut_ptr(), &mut len, 0) }
+        });
+        let status = asked.ok_or(Usage::Closed("region's endpoint"))?;
         if status != 0 {
             return Err(Error::call("fi_mr_raw_attr", "a memory region", status));
         }
@@ -339,8 +233,8 @@ impl fmt::Debug for Region {
 /// # }
 /// ```
 pub struct MemoryRegion<M: Memory> {
-    region: Region,
-    memory: PhantomData<fn() -> M>,
+    pub(crate) region: Region,
+    pub(crate) memory: PhantomData<fn() -> M>,
 }
 
 impl<M: Memory> MemoryRegion<M> {
@@ -358,15 +252,14 @@ impl<M: Memory> MemoryRegion<M> {
         if inner.domain.0.is_held(inner.id) {
             return Err(DeregisterError::InUse(self));
         }
-        let raw = inner.raw;
         let Some(memory) = inner.memory.take() else {
             return Err(DeregisterError::InUse(self));
         };
-        let memory = Registered { raw, memory }.close().map_err(DeregisterError::Leaked)?;
+        let memory = inner.registration.give_back(memory).map_err(DeregisterError::Leaked)?;
         let memory: Box<dyn Any> = memory;
         match memory.downcast::<M>() {
             Ok(memory) => Ok(*memory),
-            // `register_with` is the only place that makes a MemoryRegion<M>, and it puts an M into it.
+            // `register` is the only place that makes a MemoryRegion<M>, and it puts an M into it.
             Err(_) => unreachable!("a MemoryRegion<M> holds an M"),
         }
     }
@@ -390,151 +283,4 @@ impl<M: Memory> fmt::Debug for MemoryRegion<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.region.fmt(f)
     }
-}
-
-impl Domain {
-    /// Registers memory for `access` (or with [`RegisterOptions`]).
-    ///
-    /// Blocks for as long as the provider needs to pin pages and tell the card: from microseconds to seconds. Other threads
-    /// can use the domain meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// The memory comes back with the reason: [`Usage`] if the request makes no sense, otherwise what the provider said
-    /// (`ENOMEM` if the card has no room for more pages).
-    pub fn register<M: Memory>(
-        &self,
-        memory: M,
-        options: impl Into<RegisterOptions>,
-    ) -> Result<MemoryRegion<M>, RegisterError<M>> {
-        let options = options.into();
-        // Attributes first: if they are wrong, the memory goes back before it has been boxed.
-        let (address, len_bytes) = (memory.address(), memory.len_bytes());
-        if let Err(usage) = check(&memory, options.access) {
-            return Err(RegisterError { error: usage.into(), memory });
-        }
-        match self.register_raw(&memory, options) {
-            Err(error) => Err(RegisterError { error, memory }),
-            Ok(raw) => {
-                // SAFETY: the region is open.
-                let (descriptor, key) =
-                    unsafe { (sys::fi_mr_desc(raw.as_ptr()), sys::fi_mr_key(raw.as_ptr())) };
-                let inner = RegionInner {
-                    id: HoldId::new(),
-                    descriptor,
-                    access: options.access,
-                    address,
-                    len_bytes,
-                    placement: memory.placement(),
-                    key,
-                    raw,
-                    memory: Some(Box::new(memory)),
-                    domain: self.clone(),
-                };
-                Ok(MemoryRegion { region: Region(Arc::new(inner)), memory: PhantomData })
-            }
-        }
-    }
-
-    fn register_raw<M: Memory>(
-        &self,
-        memory: &M,
-        options: RegisterOptions,
-    ) -> Result<NonNull<sys::fid_mr>, Error> {
-        let segment = libc::iovec { iov_base: memory.address().cast(), iov_len: memory.len_bytes() };
-        let mut attributes = sys::fi_mr_attr::default();
-        attributes.__bindgen_anon_1.mr_iov = &segment;
-        attributes.iov_count = 1;
-        attributes.access = options.access.bits();
-        match memory.placement() {
-            Placement::Host => attributes.iface = sys::FI_HMEM_SYSTEM,
-            Placement::Cuda { device } => {
-                attributes.iface = sys::FI_HMEM_CUDA;
-                attributes.device.cuda = device;
-            }
-            Placement::Rocm { .. } => attributes.iface = sys::FI_HMEM_ROCR,
-            Placement::Neuron { device } => {
-                attributes.iface = sys::FI_HMEM_NEURON;
-                attributes.device.neuron = device;
-            }
-            Placement::SynapseAi { device } => {
-                attributes.iface = sys::FI_HMEM_SYNAPSEAI;
-                attributes.device.synapseai = device;
-            }
-        }
-        let dmabuf = memory.dmabuf().map(|dmabuf| sys::fi_mr_dmabuf {
-            fd: dmabuf.fd.as_raw_fd(),
-            offset: dmabuf.offset,
-            len: memory.len_bytes(),
-            // libfabric takes `base_addr + offset` for the address of the memory.
-            base_addr: memory.address().wrapping_sub(dmabuf.offset as usize).cast(),
-        });
-        let mut flags = 0;
-        if let Some(dmabuf) = &dmabuf {
-            if self.info().library().api_version() < sys::Version::new(1, 20) {
-                return Err(Error::Unsupported {
-                    what: "registering a dmabuf (needs libfabric 1.20)",
-                    provider: self.info().provider_name().to_owned(),
-                });
-            }
-            attributes.__bindgen_anon_1.dmabuf = dmabuf;
-            flags |= sys::FI_MR_DMABUF;
-        }
-        // Where keys are ours, another user of the same domain may have taken one: a few tries find a free one.
-        let tries = if options.requested_key.is_some() { 1 } else { 8 };
-        let mut status = 0;
-        for _ in 0..tries {
-            attributes.requested_key = match options.requested_key {
-                Some(key) => key,
-                None if self.info().provider_keys() => 0,
-                None => self.next_key(),
-            };
-            let mut raw = ptr::null_mut();
-            // SAFETY: the attributes and what they point to are valid for the call; the memory is (Memory's promise) until it
-            // is dropped, which is after the region has been closed.
-            status = unsafe { sys::fi_mr_regattr(self.raw(), &attributes, flags, &mut raw) };
-            match NonNull::new(raw) {
-                Some(raw) if status == 0 => return Ok(raw),
-                None if status == 0 => {
-                    return Err(Error::Misbehaviour {
-                        call: "fi_mr_regattr",
-                        what: "success without an object".into(),
-                    });
-                }
-                _ if status != -sys::FI_ENOKEY => break,
-                _ => {}
-            }
-        }
-        Err(Error::call(
-            "fi_mr_regattr",
-            format!("{} bytes in {}", segment.iov_len, self.info().place()),
-            status,
-        ))
-    }
-
-    /// Makes a 64-bit key of a peer's long one ([`Region::raw_key`]).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Call`] with what the provider said, `ENOSYS` where keys are short.
-    pub fn map_raw_key(&self, base: u64, raw_key: &[u8]) -> Result<u64, Error> {
-        let mut raw_key = raw_key.to_vec();
-        let mut key = 0;
-        // SAFETY: the domain is open and the buffer as long as said.
-        let status =
-            unsafe { sys::fi_mr_map_raw(self.raw(), base, raw_key.as_mut_ptr(), raw_key.len(), &mut key, 0) };
-        if status == 0 { Ok(key) } else { Err(Error::call("fi_mr_map_raw", self.info().place(), status)) }
-    }
-}
-
-/// Whether the memory can be registered at all.
-fn check(memory: &impl Memory, access: Access) -> Result<(), Usage> {
-    let (address, len) = (memory.address() as usize, memory.len_bytes());
-    if len == 0 || len > isize::MAX as usize || address == 0 || address.checked_add(len).is_none() {
-        return Err(Usage::BadRange { address, len });
-    }
-    if access.writes() && !memory.writable() {
-        return Err(Usage::ReadOnly);
-    }
-    Ok(())
 }

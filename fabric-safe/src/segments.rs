@@ -2,11 +2,9 @@
 
 use core::ffi::c_void;
 use core::ptr;
-use std::sync::Arc;
-
 use libc::iovec;
 
-use crate::domain::Domain;
+use crate::endpoint::Enabled;
 use crate::error::Usage;
 use crate::flags::Access;
 use crate::operations::{HoldId, MAX_SEGMENTS};
@@ -25,8 +23,8 @@ pub(crate) struct Segments<const N: usize> {
 impl Segments<1> {
     /// One slice.
     #[inline(always)]
-    pub(crate) fn one(domain: &Domain, slice: Slice<'_>, access: Access) -> Result<Segments<1>, Usage> {
-        check(domain, slice, access)?;
+    pub(crate) fn one(endpoint: &Enabled, slice: Slice<'_>, access: Access) -> Result<Segments<1>, Usage> {
+        check(endpoint, slice, access)?;
         Ok(Segments {
             iov: [iovec { iov_base: slice.address.cast(), iov_len: slice.len_bytes }],
             descriptors: [slice.region.descriptor],
@@ -40,7 +38,7 @@ impl Segments<1> {
 impl Segments<MAX_SEGMENTS> {
     /// As many slices as the provider takes (`limit`).
     pub(crate) fn many(
-        domain: &Domain,
+        endpoint: &Enabled,
         slices: &[Slice<'_>],
         limit: usize,
         access: Access,
@@ -56,7 +54,7 @@ impl Segments<MAX_SEGMENTS> {
             len_bytes: 0,
         };
         for (index, slice) in slices.iter().enumerate() {
-            check(domain, *slice, access)?;
+            check(endpoint, *slice, access)?;
             segments.iov[index] = iovec { iov_base: slice.address.cast(), iov_len: slice.len_bytes };
             segments.descriptors[index] = slice.region.descriptor;
             segments.regions[index] = slice.region.id;
@@ -66,11 +64,11 @@ impl Segments<MAX_SEGMENTS> {
     }
 }
 
-/// Whether an endpoint of this domain may use the memory in this way.
+/// Whether the endpoint may use the memory in this way.
 #[inline(always)]
-pub(crate) fn check(domain: &Domain, slice: Slice<'_>, access: Access) -> Result<(), Usage> {
-    if !Arc::ptr_eq(&slice.region.domain.0, &domain.0) {
-        return Err(Usage::Foreign { what: "memory region", parent: "domain" });
+pub(crate) fn check(endpoint: &Enabled, slice: Slice<'_>, access: Access) -> Result<(), Usage> {
+    if slice.region.home != endpoint.home {
+        return Err(Usage::Foreign { what: "memory region", parent: endpoint.parent() });
     }
     if !slice.region.access.contains(access) {
         return Err(missing(access));

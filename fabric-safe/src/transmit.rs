@@ -414,7 +414,7 @@ impl Transmit<'_> {
     }
 
     fn check_operand(&self, slice: Slice<'_>, access: Access) -> Result<(), Usage> {
-        segments::check(&self.endpoint.domain, slice, access)?;
+        segments::check(self.endpoint, slice, access)?;
         if slice.len_bytes == 8 && (slice.address as usize).is_multiple_of(8) {
             Ok(())
         } else {
@@ -446,7 +446,7 @@ impl Transmit<'_> {
 
     #[inline(always)]
     fn segment(&self, slice: Slice<'_>, access: Access) -> Result<Segments<1>, Usage> {
-        let segment = Segments::one(&self.endpoint.domain, slice, access)?;
+        let segment = Segments::one(self.endpoint, slice, access)?;
         self.check_len(segment.len_bytes)?;
         Ok(segment)
     }
@@ -454,7 +454,7 @@ impl Transmit<'_> {
     #[inline]
     fn segments(&self, slices: &[Slice<'_>], access: Access) -> Result<Segments<MAX_SEGMENTS>, Usage> {
         let limit = self.endpoint.limits.transmit_segments;
-        let segments = Segments::many(&self.endpoint.domain, slices, limit, access)?;
+        let segments = Segments::many(self.endpoint, slices, limit, access)?;
         self.check_len(segments.len_bytes)?;
         Ok(segments)
     }

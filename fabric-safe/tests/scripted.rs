@@ -9,8 +9,8 @@ use std::process::Command;
 
 use fabric_safe::{
     Access, Address, AddressVector, AddressVectorOptions, Capabilities, CompletionBatch, CompletionQueue,
-    CompletionQueueOptions, DeregisterError, Direction, Domain, Enabled, Endpoint, ErrorKind, Fabric, Hints,
-    MemoryRegion, OperationId, PostError, Remote, SendOptions,
+    CompletionQueueOptions, DeregisterError, Direction, Domain, Enabled, Endpoint, Error, ErrorKind, Fabric,
+    Hints, MemoryMode, MemoryRegion, OperationId, PostError, Remote, SendOptions, Usage,
 };
 use proptest::prelude::*;
 use scripted_provider::{Answer, Call, Control, Counts, Faults};
@@ -96,9 +96,13 @@ impl Stack {
         Self::try_open().unwrap()
     }
 
-    fn try_open() -> Result<Stack, fabric_safe::Error> {
+    fn try_open() -> Result<Stack, Error> {
+        Self::open_with(Hints::new())
+    }
+
+    fn open_with(hints: Hints) -> Result<Stack, Error> {
         let capabilities = Capabilities::MSG | Capabilities::RMA | Capabilities::ATOMIC;
-        let info = Hints::new().provider("scripted").capabilities(capabilities).discover()?.remove(0);
+        let info = hints.provider("scripted").capabilities(capabilities).discover()?.remove(0);
         let domain = Domain::open(&Fabric::open(&info)?, &info)?;
         let vector = AddressVector::open(&domain, AddressVectorOptions::default())?;
         let queue = CompletionQueue::open(&domain, CompletionQueueOptions::new(&info))?;
@@ -107,7 +111,7 @@ impl Stack {
             .bind_completion_queue(&queue, Direction::Both)?
             .enable()?;
         let peer = vector.insert(endpoint.name()?.as_ref())?;
-        let region = domain.register(vec![7; REGION_BYTES], Access::ALL)?;
+        let region = endpoint.register(vec![7; REGION_BYTES], Access::ALL)?;
         Ok(Stack { endpoint, queue, peer, region, _vector: vector, domain })
     }
 
@@ -416,6 +420,102 @@ fn setting_up_can_fail_at_every_step_with_any_number() {
     });
 }
 
+/// Hints for the domain whose regions belong to an endpoint.
+fn bound() -> Hints {
+    let modes = MemoryMode::LOCAL | MemoryMode::VIRT_ADDR | MemoryMode::ALLOCATED | MemoryMode::PROV_KEY;
+    Hints::new()
+        .domain(scripted_provider::BOUND_DOMAIN.to_str().unwrap())
+        .memory_modes(modes | MemoryMode::ENDPOINT)
+}
+
+#[test]
+fn regions_that_belong_to_an_endpoint_are_bound_enabled_and_closed_before_it() {
+    on_every_library(
+        "regions_that_belong_to_an_endpoint_are_bound_enabled_and_closed_before_it",
+        |control| {
+            // Only who says that it can deal with them gets them.
+            let name = scripted_provider::BOUND_DOMAIN.to_str().unwrap();
+            assert!(Hints::new().provider("scripted").domain(name).discover().unwrap().is_empty());
+
+            let one = Stack::open_with(bound()).unwrap();
+            assert!(one.domain.info().endpoint_regions());
+            one.write(1).unwrap();
+            assert_eq!(one.poll(8), (vec![(Some(1), None)], false));
+            // The domain cannot register by itself, and another endpoint cannot use the region.
+            let refused = one.domain.register(vec![1; 64], Access::ALL).unwrap_err();
+            assert!(matches!(refused.error, Error::Usage(Usage::Binding(_))) && refused.memory == [1; 64]);
+            let info = one.domain.info();
+            let queue = CompletionQueue::open(&one.domain, CompletionQueueOptions::new(info)).unwrap();
+            let other = Endpoint::open(&one.domain, info)
+                .and_then(|other| other.bind_address_vector(&one._vector))
+                .and_then(|other| other.bind_completion_queue(&queue, Direction::Both))
+                .and_then(Endpoint::enable)
+                .unwrap();
+            let foreign = other.write(&one.peer, one.region.as_slice(), TARGET, 1);
+            assert!(
+                matches!(foreign, Err(PostError::Failed(error)) if matches!(*error, Error::Usage(Usage::Foreign { .. })))
+            );
+
+            // A step that fails gives the memory back and leaves nothing behind.
+            for call in [Call::Register, Call::Bind, Call::Enable] {
+                control.tell(call, Answer::Fail(12), 1);
+                let refused = other.register(vec![3; 64], Access::ALL).unwrap_err();
+                assert_eq!(refused.memory, [3; 64]);
+            }
+            let regions = control.counts().regions;
+            drop(other.register(vec![3; 64], Access::ALL).unwrap());
+            assert_eq!((regions, control.counts().regions), (1, 1));
+
+            // Closed with an operation in flight: the region goes first, and its memory stays until the operation has ended.
+            control.tell(Call::Post, Answer::Never, 1);
+            one.write(2).unwrap();
+            one.endpoint.close().unwrap();
+            assert_eq!(one.endpoint.register(vec![1], Access::ALL).unwrap_err().memory, [1]);
+            assert!(one.poll(8).0.iter().all(|(_, failure)| failure.unwrap().kind == ErrorKind::Aborted));
+            assert!(one.region.raw_key().is_err(), "closed together with its endpoint");
+            let Stack { endpoint, queue: first, peer, region, _vector, domain } = one;
+            assert_eq!(region.into_memory().unwrap(), vec![7; REGION_BYTES]);
+            drop((endpoint, first, queue, other, peer, _vector, domain));
+            assert_clean(control);
+        },
+    );
+}
+
+#[test]
+fn an_endpoint_whose_region_does_not_close_leaks_both() {
+    on_every_library("an_endpoint_whose_region_does_not_close_leaks_both", |control| {
+        let one = Stack::open_with(bound()).unwrap();
+        control.tell(Call::Post, Answer::Never, 1);
+        one.write(1).unwrap();
+        control.tell(Call::CloseRegion, Answer::Fail(16), 1);
+        assert!(one.endpoint.close().is_err(), "a region is still bound to it");
+        let failure = one.poll(8).0[0].1.unwrap();
+        assert_eq!((failure.kind, failure.quiesced), (ErrorKind::Aborted, false));
+        let queue = one.queue.clone();
+        drop(one);
+        // The provider goes on using the memory: under valgrind this would show that it has been freed.
+        let _ = queue.poll(&mut CompletionBatch::new(4)).unwrap();
+        assert_eq!((control.counts().regions, control.faults()), (1, Faults::default()));
+        assert_eq!(fabric_safe::leaked_objects(), 2);
+    });
+}
+
+#[test]
+fn the_efa_extension_is_asked_by_name_and_answers_about_regions() {
+    on_every_library("the_efa_extension_is_asked_by_name_and_answers_about_regions", |control| {
+        let (stack, other) = (Stack::open(), Stack::open());
+        let efa = stack.domain.efa_ext().unwrap();
+        let interconnects = efa.interconnects(stack.region.region()).unwrap();
+        let key = stack.region.key() as u16;
+        assert_eq!((interconnects.receive, interconnects.read), (Some(key), Some(key + 1)));
+        assert_eq!(interconnects.remote_write, None, "what is not valid is not said");
+        let foreign = efa.interconnects(other.region.region());
+        assert!(matches!(foreign, Err(Error::Usage(Usage::Foreign { .. }))));
+        drop((stack, other));
+        assert_clean(control);
+    });
+}
+
 /// A step of a random program.
 #[derive(Debug, Clone)]
 enum Step {
@@ -649,7 +749,12 @@ fn valgrind_finds_no_invalid_access_and_no_lost_memory() {
         for (test, leaks) in [
             ("random_programs_on_random_scripts", "--errors-for-leak-kinds=definite"),
             ("dropping_everything_with_operations_in_flight_is_clean", "--errors-for-leak-kinds=definite"),
-            // These two lose memory on purpose.
+            (
+                "regions_that_belong_to_an_endpoint_are_bound_enabled_and_closed_before_it",
+                "--errors-for-leak-kinds=definite",
+            ),
+            // These lose memory on purpose.
+            ("an_endpoint_whose_region_does_not_close_leaks_both", "--errors-for-leak-kinds=none"),
             ("an_endpoint_that_does_not_close_keeps_its_memory_for_ever", "--errors-for-leak-kinds=none"),
             ("a_region_that_does_not_close_is_leaked_and_not_freed", "--errors-for-leak-kinds=none"),
         ] {

@@ -54,6 +54,9 @@ pub(crate) unsafe extern "C" fn open(
 }
 
 unsafe extern "C" fn close(fid: *mut fid) -> i32 {
+    if world().bound.values().any(|endpoint| *endpoint == fid.addr()) {
+        return -FI_EBUSY;
+    }
     // SAFETY: the entry of an endpoint.
     unsafe { objects::close::<fid_ep>(fid, Call::CloseEndpoint, |address| world().forget_endpoint(address)) }
 }

@@ -33,7 +33,7 @@ mod queue;
 mod world;
 
 pub use control::Control;
-pub use provider::{DEPTH, INJECT_BYTES, NAME};
+pub use provider::{BOUND_DOMAIN, DEPTH, INJECT_BYTES, NAME};
 pub use script::{Answer, Call, Counts, Faults};
 
 use core::ffi::c_void;

@@ -58,8 +58,15 @@ macro_rules! closer {
 }
 
 closer!(close_fabric, fid_fabric);
-closer!(close_domain, fid_domain);
 closer!(close_vector, fid_av);
+
+unsafe extern "C" fn close_domain(fid: *mut fid) -> i32 {
+    let forget = |address| {
+        world().bound_domains.remove(&address);
+    };
+    // SAFETY: the entry of a domain.
+    unsafe { close::<fid_domain>(fid, Call::Close, forget) }
+}
 
 /// Binds anything to anything, unless the script says no.
 unsafe extern "C" fn bind(_fid: *mut fid, _to: *mut fid, _flags: u64) -> i32 {
@@ -93,12 +100,14 @@ unsafe extern "C" fn trywait(_fabric: *mut fid_fabric, _fids: *mut *mut fid, _co
 
 unsafe extern "C" fn open_domain(
     _fabric: *mut fid_fabric,
-    _info: *mut fi_info,
+    info: *mut fi_info,
     domain: *mut *mut fid_domain,
     context: Any,
 ) -> i32 {
-    static FID: std::sync::LazyLock<fi_ops> =
-        std::sync::LazyLock::new(|| fid_ops(close_domain, Some(bind), None));
+    static FID: std::sync::LazyLock<fi_ops> = std::sync::LazyLock::new(|| fi_ops {
+        ops_open: Some(efa_ops),
+        ..fid_ops(close_domain, Some(bind), None)
+    });
     static OPS: std::sync::LazyLock<fi_ops_domain> = std::sync::LazyLock::new(|| fi_ops_domain {
         size: size_of::<fi_ops_domain>(),
         av_open: Some(open_vector),
@@ -116,8 +125,48 @@ unsafe extern "C" fn open_domain(
         ops: core::ptr::from_ref(&*OPS).cast_mut(),
         mr: core::ptr::from_ref(&*REGIONS).cast_mut(),
     };
-    // SAFETY: the caller's out-pointer.
-    unsafe { open(domain, object, |_| ()) }
+    // SAFETY: a whole fi_info; the caller's out-pointer.
+    unsafe {
+        let bound = (*(*info).domain_attr).mr_mode & FI_MR_ENDPOINT != 0;
+        open(domain, object, |address| {
+            if bound {
+                world().bound_domains.insert(address);
+            }
+        })
+    }
+}
+
+/// EFA's operations on a domain, for who asks for them by name.
+unsafe extern "C" fn efa_ops(
+    _domain: *mut fid,
+    name: *const c_char,
+    _flags: u64,
+    ops: *mut Any,
+    _context: Any,
+) -> i32 {
+    /// Says something that can be recognised: the key, one more, and nothing about the third.
+    unsafe extern "C" fn query_mr(region: *mut fid_mr, attributes: *mut fi_efa_mr_attr) -> i32 {
+        // SAFETY: an open region; the caller's attributes.
+        unsafe {
+            let key = (*region).key as u16;
+            *attributes = fi_efa_mr_attr {
+                ic_id_validity: FI_EFA_MR_ATTR_RECV_IC_ID | FI_EFA_MR_ATTR_RDMA_READ_IC_ID,
+                recv_ic_id: key,
+                rdma_read_ic_id: key + 1,
+                rdma_recv_ic_id: 99,
+            };
+        }
+        0
+    }
+    static OPS: fi_efa_ops_domain = fi_efa_ops_domain { query_mr: Some(query_mr) };
+    // SAFETY: a text that ends with NUL, and the caller's out-pointer.
+    unsafe {
+        if core::ffi::CStr::from_ptr(name).to_bytes_with_nul() != FI_EFA_DOMAIN_OPS {
+            return -FI_EINVAL;
+        }
+        *ops = core::ptr::from_ref(&OPS).cast_mut().cast();
+    }
+    0
 }
 
 unsafe extern "C" fn open_vector(
@@ -197,13 +246,13 @@ unsafe extern "C" fn straddr(
 }
 
 unsafe extern "C" fn register(
-    _domain: *mut fid,
+    domain: *mut fid,
     attr: *const fi_mr_attr,
     _flags: u64,
     region: *mut *mut fid_mr,
 ) -> i32 {
     static FID: std::sync::LazyLock<fi_ops> =
-        std::sync::LazyLock::new(|| fid_ops(close_region, Some(bind), Some(control)));
+        std::sync::LazyLock::new(|| fid_ops(close_region, Some(bind_region), Some(control)));
     let mut world = world();
     if let Err(status) = world.status(Call::Register) {
         return status;
@@ -212,7 +261,9 @@ unsafe extern "C" fn register(
     let (range, context) = unsafe { (*(*attr).__bindgen_anon_1.mr_iov, (*attr).context) };
     world.next_key += 1;
     let key = world.next_key;
-    world.regions.insert(key, (range.iov_base.addr(), range.iov_len));
+    let bound = world.bound_domains.contains(&domain.addr());
+    let usable = if bound { &mut world.disabled } else { &mut world.regions };
+    usable.insert(key, (range.iov_base.addr(), range.iov_len));
     let object = fid_mr {
         fid: new_fid(FI_CLASS_MR, context, &FID),
         mem_desc: core::ptr::without_provenance_mut(key as usize),
@@ -223,8 +274,35 @@ unsafe extern "C" fn register(
     0
 }
 
-unsafe extern "C" fn control(_fid: *mut fid, command: i32, _arg: Any) -> i32 {
-    if command == FI_ENABLE { 0 } else { -FI_ENOSYS }
+/// Binds a region to an endpoint.
+unsafe extern "C" fn bind_region(region: *mut fid, endpoint: *mut fid, _flags: u64) -> i32 {
+    let mut world = world();
+    if let Err(status) = world.status(Call::Bind) {
+        return status;
+    }
+    // SAFETY: the entry of a region.
+    let key = unsafe { (*region.cast::<fid_mr>()).key };
+    world.bound.insert(key, endpoint.addr());
+    0
+}
+
+unsafe extern "C" fn control(region: *mut fid, command: i32, _arg: Any) -> i32 {
+    if command != FI_ENABLE {
+        return -FI_ENOSYS;
+    }
+    let mut world = world();
+    if let Err(status) = world.status(Call::Enable) {
+        return status;
+    }
+    // SAFETY: the entry of a region.
+    let key = unsafe { (*region.cast::<fid_mr>()).key };
+    match world.disabled.remove(&key) {
+        Some(range) if world.bound.contains_key(&key) => {
+            world.regions.insert(key, range);
+        }
+        _ => world.faults.wrong_state += 1,
+    }
+    0
 }
 
 unsafe extern "C" fn close_region(fid: *mut fid) -> i32 {

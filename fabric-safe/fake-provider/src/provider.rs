@@ -10,6 +10,10 @@ use crate::objects;
 /// The provider's name, also of its fabric.
 pub const NAME: &CStr = c"scripted";
 
+/// A domain of the provider that is only listed when it is asked for by name: its regions belong to an endpoint
+/// (`FI_MR_ENDPOINT`).
+pub const BOUND_DOMAIN: &CStr = c"scripted-bound";
+
 /// Transmit and receive depth.
 pub const DEPTH: usize = 16;
 
@@ -73,11 +77,24 @@ unsafe extern "C" fn getinfo(
     hints: *const fi_info,
     info: *mut *mut fi_info,
 ) -> i32 {
+    let mut bound = false;
     // SAFETY: null or whole, says libfabric.
     if let Some(hints) = unsafe { hints.as_ref() } {
         // SAFETY: null or whole. Other kinds of endpoints would be stacked under libfabric's utility providers.
         let kind = unsafe { hints.ep_attr.as_ref() }.map_or(FI_EP_UNSPEC, |attr| attr.type_);
         if hints.caps & !CAPS != 0 || ![FI_EP_UNSPEC, FI_EP_RDM].contains(&kind) {
+            return -FI_ENODATA;
+        }
+        // SAFETY: null or whole; not as a reference, because older libraries have a shorter one.
+        let (name, mr_mode) = unsafe {
+            match hints.domain_attr.is_null() {
+                true => (core::ptr::null_mut(), 0),
+                false => ((*hints.domain_attr).name, (*hints.domain_attr).mr_mode),
+            }
+        };
+        // SAFETY: null or a text that ends with NUL.
+        bound = !name.is_null() && unsafe { CStr::from_ptr(name) } == BOUND_DOMAIN;
+        if bound && mr_mode & FI_MR_ENDPOINT == 0 {
             return -FI_ENODATA;
         }
     }
@@ -102,13 +119,14 @@ unsafe extern "C" fn getinfo(
         (ep.tx_ctx_cnt, ep.rx_ctx_cnt, ep.mem_tag_format) = (1, 1, u64::MAX);
         // Not as a whole: older libraries have a shorter one.
         let domain = (*new).domain_attr;
-        (*domain).name = text(c"scripted0");
+        (*domain).name = text(if bound { BOUND_DOMAIN } else { c"scripted0" });
         (*domain).threading = FI_THREAD_SAFE;
         (*domain).control_progress = FI_PROGRESS_MANUAL;
         (*domain).__bindgen_anon_1.data_progress = FI_PROGRESS_MANUAL;
         (*domain).resource_mgmt = FI_RM_ENABLED;
         (*domain).av_type = FI_AV_TABLE;
         (*domain).mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY;
+        (*domain).mr_mode |= if bound { FI_MR_ENDPOINT } else { 0 };
         (*domain).mr_key_size = 8;
         (*domain).cq_data_size = 8;
         (*domain).mr_iov_limit = 1;

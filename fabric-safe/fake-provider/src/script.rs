@@ -25,7 +25,7 @@ pub enum Call {
     Open,
     /// Binding anything.
     Bind,
-    /// Enabling an endpoint.
+    /// Enabling an endpoint or a region.
     Enable,
     /// Cancelling. Usually the operation ends with `FI_ECANCELED`.
     Cancel,

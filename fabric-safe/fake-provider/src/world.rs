@@ -1,6 +1,6 @@
 //! The provider's state: answers to give, operations outstanding, what is open. One lock around all of it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use crate::script::{Answer, Call, Counts, Faults};
@@ -81,6 +81,12 @@ pub(crate) struct World {
     pub(crate) objects: u64,
     /// Open regions: first address and length by key.
     pub(crate) regions: BTreeMap<u64, (usize, usize)>,
+    /// Domains whose regions belong to an endpoint.
+    pub(crate) bound_domains: BTreeSet<usize>,
+    /// Their regions that have not been enabled.
+    pub(crate) disabled: BTreeMap<u64, (usize, usize)>,
+    /// Which endpoint a region belongs to, by key.
+    pub(crate) bound: BTreeMap<u64, usize>,
     /// Regions that a script has kept from closing: a card may use them for ever.
     pub(crate) unclosed: Vec<Span>,
     pub(crate) endpoints: BTreeMap<usize, EndpointState>,
@@ -118,7 +124,7 @@ impl World {
         Counts {
             outstanding: outstanding + unread as u64,
             objects: self.objects,
-            regions: self.regions.len() as u64,
+            regions: (self.regions.len() + self.disabled.len()) as u64,
             ..self.happened
         }
     }
@@ -241,7 +247,10 @@ impl World {
 
     /// A region is gone.
     pub(crate) fn forget_region(&mut self, key: u64) {
-        let Some((start, len)) = self.regions.remove(&key) else { return };
+        self.disabled.remove(&key);
+        // An endpoint's own regions are closed before it, with operations in flight.
+        let bound = self.bound.remove(&key).is_some();
+        let Some((start, len)) = self.regions.remove(&key).filter(|_| !bound) else { return };
         let used =
             |span: &Span| span.len > 0 && span.address < start + len && start < span.address + span.len;
         // Another registration of the same memory may be the one that the operation uses.
