@@ -13,6 +13,9 @@ const VERSION: u8 = 1;
 /// Most buffers that one segment may have; more is a peer that lies.
 pub(crate) const MAX_BUFFERS: usize = 1 << 20;
 
+/// Longest name of an engine in bytes; a host name has at most 253.
+pub(crate) const MAX_NAME: usize = 300;
+
 /// A question to a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Ask {
@@ -26,7 +29,11 @@ pub(crate) enum Ask {
 /// The answer to an [`Ask`] of the same name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Answer {
-    Describe(Card),
+    Describe {
+        card: Card,
+        /// What the asker puts into its immediates so that they can be told from other peers'. None if too many peers have one.
+        number: Option<u16>,
+    },
     Probe,
 }
 
@@ -35,6 +42,8 @@ pub(crate) enum Answer {
 pub(crate) struct Card {
     /// Name by which the engine can be opened; empty if it does not listen.
     pub(crate) name: String,
+    /// Random, new in each life of an engine.
+    pub(crate) epoch: u128,
     pub(crate) buffers: Vec<BufferCard>,
     /// efa-transport's descriptor, where the engine has a libfabric path.
     pub(crate) fabric: Option<Vec<u8>>,
@@ -48,11 +57,13 @@ pub(crate) struct BufferCard {
     pub(crate) label: String,
     /// [`RegionDescriptor::to_bytes`].
     pub(crate) tcp: Vec<u8>,
+    /// Whether the engine's libfabric descriptor has it, too.
+    pub(crate) on_fabric: bool,
 }
 
 impl BufferCard {
-    pub(crate) fn new(label: &str, descriptor: &RegionDescriptor) -> Self {
-        Self { label: label.to_owned(), tcp: descriptor.to_bytes().to_vec() }
+    pub(crate) fn new(label: &str, descriptor: &RegionDescriptor, on_fabric: bool) -> Self {
+        Self { label: label.to_owned(), tcp: descriptor.to_bytes().to_vec(), on_fabric }
     }
 }
 
@@ -87,15 +98,22 @@ mod tests {
     use proptest::prelude::*;
 
     fn card() -> impl Strategy<Value = Card> {
-        let buffer = (".{0,8}", prop::collection::vec(any::<u8>(), 0..50))
-            .prop_map(|(label, tcp)| BufferCard { label, tcp });
+        let buffer = (".{0,8}", prop::collection::vec(any::<u8>(), 0..50), any::<bool>())
+            .prop_map(|(label, tcp, on_fabric)| BufferCard { label, tcp, on_fabric });
         (
             ".{0,20}",
+            any::<u128>(),
             prop::collection::vec(buffer, 0..5),
             prop::option::of(prop::collection::vec(any::<u8>(), 0..50)),
             ".{0,8}",
         )
-            .prop_map(|(name, buffers, fabric, no_fabric)| Card { name, buffers, fabric, no_fabric })
+            .prop_map(|(name, epoch, buffers, fabric, no_fabric)| Card {
+                name,
+                epoch,
+                buffers,
+                fabric,
+                no_fabric,
+            })
     }
 
     proptest! {

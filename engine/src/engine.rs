@@ -3,176 +3,156 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use crate::arrivals::{ArrivalCounter, immediate};
+use crate::builder::Builder;
 use crate::control::{self, Note};
+use crate::errands::Errands;
 use crate::error::Error;
+use crate::flight::Flight;
 use crate::handle::BatchHandle;
 use crate::memory::{Access, Memory, Region};
+use crate::metadata::{Directory, Lease};
 use crate::node::Node;
-use crate::request::Batch;
+#[cfg(feature = "efa")]
+use crate::path::Chosen;
+use crate::protocol::Protocol;
+use crate::request::{Batch, Parts};
 use crate::segment::{self, Segment};
-use crate::settings::{Protocol, Source};
+use crate::settings::{Settings, Source};
+use crate::statistics::{PeerCounters, PeerStatistics, Statistics};
+use crate::warden::{self, Warden};
 
 /// How long unregistering waits for requests in flight; they have a deadline of 30 s themselves.
 const UNREGISTER_WAIT: Duration = Duration::from_secs(35);
-
-/// Sets up an [`Engine`]. Every setting has a default.
-#[derive(Debug, Clone, Default)]
-#[must_use]
-pub struct Builder {
-    listen: Vec<SocketAddr>,
-    name: Option<String>,
-    secret: Option<Vec<u8>>,
-    protocol: Option<Protocol>,
-    provider: Option<String>,
-    same_host: Option<bool>,
-    io_threads: Option<usize>,
-    lanes: Option<usize>,
-}
-
-impl Builder {
-    /// Where peers reach this engine; port 0 takes a free one. Default: a free port of 127.0.0.1. May be called several times.
-    pub fn listen(mut self, addr: SocketAddr) -> Self {
-        self.listen.push(addr);
-        self
-    }
-
-    /// The name that peers open, `host:port`. Default: the first listening address. Must be given when that is a wildcard
-    /// such as `0.0.0.0`.
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = Some(name.into());
-        self
-    }
-
-    /// The cluster's secret, at least 16 random bytes, the same everywhere: peers prove to each other that they know it before
-    /// anything else is served. The libfabric path's keys travel under it too.
-    pub fn secret(mut self, secret: impl AsRef<[u8]>) -> Self {
-        self.secret = Some(secret.as_ref().to_vec());
-        self
-    }
-
-    /// Which transport to use. Without this call the environment decides (`WEFT_PROTOCOL`, `MOONCAKE_PROTOCOL`,
-    /// `MC_FORCE_TCP`, in this order), and else it is [`Protocol::Auto`].
-    pub fn protocol(mut self, protocol: Protocol) -> Self {
-        self.protocol = Some(protocol);
-        self
-    }
-
-    /// Uses this libfabric provider (such as `tcp;ofi_rxm` or `shm`) instead of EFA: for tests, and for fabrics that are not
-    /// AWS's. Both sides must name the same one.
-    pub fn provider(mut self, provider: impl Into<String>) -> Self {
-        self.provider = Some(provider.into());
-        self
-    }
-
-    /// Whether TCP peers on the same host copy between the two processes instead of going through sockets. Default on.
-    pub fn same_host(mut self, on: bool) -> Self {
-        self.same_host = Some(on);
-        self
-    }
-
-    /// Threads that serve TCP peers, for all of them together.
-    pub fn io_threads(mut self, threads: usize) -> Self {
-        self.io_threads = Some(threads);
-        self
-    }
-
-    /// TCP connections to one peer.
-    pub fn lanes(mut self, lanes: usize) -> Self {
-        self.lanes = Some(lanes);
-        self
-    }
-
-    /// Opens the transports.
-    ///
-    /// # Errors
-    /// [`Error::Setting`]; [`Error::Tcp`] when the listening address is taken; [`Error::Unavailable`] when [`Protocol::Efa`] was
-    /// asked for and there is no such path.
-    pub fn build(self) -> Result<Engine, Error> {
-        let (protocol, source) = crate::settings::protocol(self.protocol, |name| std::env::var(name).ok())?;
-        let listen = match self.listen.as_slice() {
-            [] => &[SocketAddr::from(([127, 0, 0, 1], 0))],
-            given => given,
-        };
-        #[cfg(not(feature = "efa"))]
-        if protocol == Protocol::Efa {
-            return Err(Error::Unavailable {
-                path: self.provider.map_or("efa".into(), |name| format!("libfabric provider {name}")),
-                reason: crate::node::WITHOUT_LIBFABRIC.into(),
-            });
-        }
-        require_name(self.name.as_deref(), listen)?;
-        let node = Node::new(protocol);
-        let answering = Arc::clone(&node);
-        let mut transport = tcp_transport::Transport::builder()
-            .handler(move |from, request: &[u8]| answering.answer(from, request));
-        for &addr in listen {
-            transport = transport.listen(addr);
-        }
-        if let Some(secret) = self.secret {
-            transport = transport.secret(secret);
-        }
-        if let Some(on) = self.same_host {
-            transport = transport.same_host(on);
-        }
-        if let Some(threads) = self.io_threads {
-            transport = transport.io_threads(threads);
-        }
-        if let Some(lanes) = self.lanes {
-            transport = transport.lanes(lanes);
-        }
-        let transport = transport.build()?;
-        // Always a listening address: there is at least the default one.
-        let own = || transport.local_addrs().first().map(ToString::to_string);
-        let name = self.name.or_else(own).unwrap_or_default();
-        #[cfg(feature = "efa")]
-        match crate::fabric::open(
-            protocol,
-            self.provider.as_deref(),
-            &name,
-            listen.first().map(SocketAddr::ip),
-        ) {
-            Ok(fabric) => node.set_opened(name, fabric),
-            Err(error) => {
-                node.set_opened(name, Err(error.to_string()));
-                return Err(error);
-            }
-        }
-        #[cfg(not(feature = "efa"))]
-        node.set_opened(name);
-        tracing::info!(name = node.name(), %protocol, %source, "engine is up");
-        Ok(Engine {
-            inner: Arc::new(Inner { transport, node, protocol, source, segments: Mutex::default() }),
-        })
-    }
-}
-
-/// An address that stands for all of them is none that peers could connect to.
-fn require_name(name: Option<&str>, listen: &[SocketAddr]) -> Result<(), Error> {
-    match listen.first() {
-        Some(addr) if name.is_none() && addr.ip().is_unspecified() => Err(Error::Setting(format!(
-            "an engine that listens on the wildcard address {addr} needs a name that peers can connect to: \
-             Builder::name(\"host:port\")"
-        ))),
-        _ => Ok(()),
-    }
-}
+/// Emptied batches that are kept for reuse.
+const SPARE: usize = 256;
 
 /// Registered memory, peers' segments, and the transports between them. Clones are the same engine; the last one dropped
-/// ends it.
+/// ends it at once (see [`shutdown`](Self::shutdown) for a graceful end). All calls may come from any thread.
 #[derive(Clone)]
 pub struct Engine {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    transport: tcp_transport::Transport,
-    node: Arc<Node>,
-    protocol: Protocol,
-    source: Source,
+pub(crate) struct Inner {
+    // The name goes first, then whatever serves it.
+    lease: Mutex<Option<Lease>>,
+    pub(crate) transport: tcp_transport::Transport,
+    pub(crate) node: Arc<Node>,
+    pub(crate) settings: Settings,
+    pub(crate) errands: Errands,
+    directory: Option<Directory>,
     segments: Mutex<HashMap<String, Weak<segment::Inner>>>,
+    peers: Mutex<HashMap<String, Arc<PeerCounters>>>,
+    spare: Mutex<Vec<Parts>>,
+    warden: Mutex<Warden>,
+}
+
+impl Inner {
+    pub(crate) fn start(
+        settings: Settings,
+        transport: tcp_transport::Transport,
+        node: Arc<Node>,
+        directory: Option<Directory>,
+        lease: Option<Lease>,
+    ) -> Result<Engine, Error> {
+        let (warden, post) = warden::post();
+        let inner = Arc::new(Self {
+            lease: Mutex::new(lease),
+            transport,
+            node,
+            settings,
+            errands: Errands::default(),
+            directory,
+            segments: Mutex::default(),
+            peers: Mutex::default(),
+            spare: Mutex::default(),
+            warden: Mutex::new(warden),
+        });
+        inner.node.set_engine(&inner);
+        warden::start(&inner, post)?;
+        Ok(Engine { inner })
+    }
+
+    /// Where the engine of this name is.
+    pub(crate) fn resolve(&self, name: &str) -> Result<SocketAddr, Error> {
+        let Some(directory) = &self.directory else { return resolve(name) };
+        match directory.lookup(name)? {
+            Some(record) => resolve(&record.address),
+            None => Err(Error::Metadata {
+                store: directory.server().to_owned(),
+                action: format!("looking {name:?} up"),
+                reason: "there is no such name; its engine has not started yet, or its lease has ended"
+                    .into(),
+            }),
+        }
+    }
+
+    /// The counters of a peer; they stay when its segment goes.
+    pub(crate) fn counters(&self, name: &str) -> Arc<PeerCounters> {
+        Arc::clone(lock(&self.peers).entry(name.to_owned()).or_default())
+    }
+
+    pub(crate) fn open_segments(&self) -> Vec<Segment> {
+        lock(&self.segments).values().filter_map(Segment::upgrade).collect()
+    }
+
+    /// A peer has called, in this life. If we know it from another one, its segment is fetched again.
+    pub(crate) fn met(&self, name: &str, epoch: u128) {
+        let known = lock(&self.segments).get(name).and_then(Segment::upgrade);
+        if let Some(segment) = known.filter(|segment| segment.epoch() != epoch) {
+            self.errands.run(move || {
+                let now = Instant::now();
+                segment.mend(now, None, now + Duration::from_secs(3));
+            });
+        }
+    }
+
+    /// Looks after a flight whose handle is gone.
+    pub(crate) fn adopt(&self, flight: Arc<Flight>) {
+        // The thread is there as long as the engine is.
+        let _ = lock(&self.warden).send(flight);
+    }
+
+    pub(crate) fn keep_parts(&self, mut parts: Parts) {
+        parts.clear();
+        let mut spare = lock(&self.spare);
+        if spare.len() < SPARE {
+            spare.push(parts);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Memory to be registered with others, all or nothing: [`Engine::register_many`].
+#[derive(Clone)]
+pub struct Buffer {
+    /// What peers look it up by.
+    pub label: String,
+    /// The memory.
+    pub memory: Arc<dyn Memory>,
+    /// What peers may do with it.
+    pub access: Access,
+}
+
+impl Buffer {
+    /// Memory with a label and rights.
+    pub fn new(label: impl Into<String>, memory: impl Into<Arc<dyn Memory>>, access: Access) -> Self {
+        Self { label: label.into(), memory: memory.into(), access }
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (addr, len) = (self.memory.address(), self.memory.len());
+        write!(f, "Buffer({:?} {addr:#x}+{len:#x} {:?})", self.label, self.access)
+    }
 }
 
 /// A notification from a peer engine.
@@ -197,7 +177,13 @@ impl Engine {
 
     /// The protocol in force, and who chose it.
     pub fn protocol(&self) -> (Protocol, Source) {
-        (self.inner.protocol, self.inner.source)
+        let protocol = &self.inner.settings.protocol;
+        (protocol.value, protocol.source)
+    }
+
+    /// Every setting in force, and who chose it.
+    pub fn settings(&self) -> &Settings {
+        &self.inner.settings
     }
 
     /// The libfabric path that this engine has, in words, or why it has none.
@@ -207,6 +193,37 @@ impl Engine {
     pub fn fabric(&self) -> Result<String, Error> {
         self.inner.node.describe_fabric()
     }
+
+    /// What has been done so far. Takes each NIC's lock for a moment.
+    pub fn statistics(&self) -> Statistics {
+        let inner = &self.inner;
+        let open: HashMap<String, Segment> =
+            inner.open_segments().into_iter().map(|segment| (segment.name().to_owned(), segment)).collect();
+        let mut peers: Vec<PeerStatistics> = lock(&inner.peers)
+            .iter()
+            .map(|(name, counters)| match open.get(name) {
+                Some(segment) => segment.statistics(),
+                None => counters.snapshot(name),
+            })
+            .collect();
+        peers.sort_by(|a, b| a.name.cmp(&b.name));
+        let (regions, registered_bytes) = inner.node.regions.size();
+        Statistics {
+            name: self.name().to_owned(),
+            protocol: inner.settings.protocol.value,
+            fabric: self.fabric().map_err(|error| error.to_string()),
+            regions,
+            registered_bytes,
+            peers,
+            #[cfg(feature = "efa")]
+            nics: inner.node.fabric().map(crate::fabric::Fabric::nics).unwrap_or_default(),
+            #[cfg(not(feature = "efa"))]
+            nics: Vec::new(),
+            tcp: inner.transport.statistics().into(),
+        }
+    }
+
+    // ---- memory ----------------------------------------------------------------------------------------------------------
 
     /// Registers memory with every transport under a label of the caller's. `access` says what peers may do with it; the
     /// engine's own requests may always use it. May block for as long as NICs pin pages.
@@ -219,7 +236,44 @@ impl Engine {
         memory: impl Into<Arc<dyn Memory>>,
         access: Access,
     ) -> Result<Region, Error> {
-        let memory = memory.into();
+        let region = self.enter(label, memory.into(), access)?;
+        self.inner.node.regions.add(region.clone());
+        Ok(region)
+    }
+
+    /// Registers all of these, or none. Peers hear of them together. NICs register small buffers first, which is faster.
+    /// The regions come in the order of the buffers.
+    ///
+    /// # Errors
+    /// As [`register`](Self::register); nothing is registered then.
+    pub fn register_many(&self, buffers: impl IntoIterator<Item = Buffer>) -> Result<Vec<Region>, Error> {
+        let mut order: Vec<(usize, Buffer)> = buffers.into_iter().enumerate().collect();
+        order.sort_by_key(|(_, buffer)| buffer.memory.len());
+        let mut regions: Vec<(usize, Region)> = Vec::with_capacity(order.len());
+        for (index, Buffer { label, memory, access }) in order {
+            match self.enter(&label, memory, access) {
+                Ok(region) => regions.push((index, region)),
+                Err(error) => {
+                    for (_, region) in regions {
+                        // Nobody has used it yet, so it is free at once.
+                        if let Err(left) = region.close(UNREGISTER_WAIT) {
+                            tracing::warn!(error = %left, "left over by a registration that failed");
+                        }
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        regions.sort_by_key(|(index, _)| *index);
+        let regions: Vec<Region> = regions.into_iter().map(|(_, region)| region).collect();
+        for region in &regions {
+            self.inner.node.regions.add(region.clone());
+        }
+        Ok(regions)
+    }
+
+    /// Registers with the transports; peers do not hear of it yet.
+    fn enter(&self, label: &str, memory: Arc<dyn Memory>, access: Access) -> Result<Region, Error> {
         #[cfg(feature = "efa")]
         let fabric = match self.inner.node.fabric() {
             // Device memory needs its placement and a dmabuf, which this trait does not carry: TCP stages it.
@@ -227,14 +281,10 @@ impl Engine {
             _ => None,
         };
         let tcp = self.inner.transport.register(memory, access)?;
-        let region = Region {
-            label: label.into(),
-            tcp,
-            #[cfg(feature = "efa")]
-            fabric,
-        };
-        self.inner.node.add(region.clone());
-        Ok(region)
+        #[cfg(feature = "efa")]
+        return Ok(Region::new(label, tcp, fabric));
+        #[cfg(not(feature = "efa"))]
+        Ok(Region::new(label, tcp))
     }
 
     /// Takes peers' access away, waits for requests in flight that use the region, and lets go of the memory. When it returns
@@ -243,35 +293,70 @@ impl Engine {
     /// # Errors
     /// [`Error::InUse`] when own requests were still running after 35 s; peers' access is gone all the same.
     pub fn unregister(&self, region: Region) -> Result<(), Error> {
-        self.inner.node.remove(&region);
+        self.inner.node.regions.remove(&region);
         region.close(UNREGISTER_WAIT)
     }
 
-    /// Opens a peer's memory by the peer's name, `host:port`. One round trip: it tells both sides everything and decides the
-    /// path. Opening a name again gives the same segment.
+    /// As [`unregister`](Self::unregister) for all of these: peers' access to all is taken away first, then all are waited for.
     ///
     /// # Errors
-    /// [`Error::Name`], [`Error::Tcp`] when the peer cannot be reached until `deadline`, [`Error::Control`],
+    /// The first of [`unregister`](Self::unregister)'s; all others have been unregistered all the same.
+    pub fn unregister_many(&self, regions: impl IntoIterator<Item = Region>) -> Result<(), Error> {
+        let regions: Vec<Region> = regions.into_iter().collect();
+        for region in &regions {
+            self.inner.node.regions.remove(region);
+            region.revoke();
+        }
+        let began = Instant::now();
+        let close = |region: Region| region.close(UNREGISTER_WAIT.saturating_sub(began.elapsed()));
+        regions.into_iter().map(close).fold(Ok(()), |first, next| first.and(next))
+    }
+
+    /// The registration that holds the local bytes `addr..addr + len`, and their offset in it; of several the one that begins
+    /// last. For callers that address memory by pointer.
+    pub fn region_at(&self, addr: u64, len: u64) -> Option<(Region, u64)> {
+        self.inner.node.regions.at(addr, len)
+    }
+
+    // ---- peers -----------------------------------------------------------------------------------------------------------
+
+    /// Opens a peer's memory by the peer's name: `host:port`, or whatever name it has in the metadata store. One round trip: it
+    /// tells both sides everything and decides the path. Opening a name again gives the same segment.
+    ///
+    /// # Errors
+    /// [`Error::Name`], [`Error::Metadata`], [`Error::Tcp`] when the peer cannot be reached until `deadline`, [`Error::Control`],
     /// [`Error::Unavailable`] when the protocol that is in force has no path to it.
     pub fn open(&self, name: &str, deadline: Instant) -> Result<Segment, Error> {
-        if let Some(segment) = self.segments().get(name).and_then(Segment::upgrade) {
+        if let Some(segment) = lock(&self.inner.segments).get(name).and_then(Segment::upgrade) {
             return Ok(segment);
         }
-        let peer = self.inner.transport.peer(resolve(name)?)?;
-        let segment = Segment::open(name, peer, Arc::clone(&self.inner.node), deadline)?;
-        let mut segments = self.segments();
+        let segment = Segment::open(name, &self.inner, deadline)?;
+        let mut segments = lock(&self.inner.segments);
         // Another thread may have been faster; then its segment is everybody's.
         if let Some(earlier) = segments.get(name).and_then(Segment::upgrade) {
             return Ok(earlier);
         }
         segments.retain(|_, known| known.strong_count() > 0);
         segments.insert(name.to_owned(), segment.downgrade());
+        drop(segments);
+        let (path, reason) = (segment.path(), segment.path_reason());
+        tracing::info!(segment = name, %path, reason, "opened");
         Ok(segment)
     }
 
-    fn segments(&self) -> std::sync::MutexGuard<'_, HashMap<String, Weak<segment::Inner>>> {
-        self.inner.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Forgets a peer: closes its connections, which fails what runs over them, and gives its place on the NICs to others.
+    /// Segments are closed by themselves when the last clone is dropped, but their connections stay for the next time.
+    pub fn close(&self, segment: Segment) {
+        lock(&self.inner.segments).remove(segment.name());
+        let known = segment.known();
+        known.peer().disconnect();
+        #[cfg(feature = "efa")]
+        if let (Chosen::Fabric(peer), Ok(fabric)) = (known.path, self.inner.node.fabric()) {
+            fabric.remove_peer(peer);
+        }
     }
+
+    // ---- transfers -------------------------------------------------------------------------------------------------------
 
     /// Submits all requests of the batch and empties it. Never blocks on the network.
     ///
@@ -280,29 +365,57 @@ impl Engine {
     /// and the second one refused, those of the first have been cancelled. Errors of single requests are theirs:
     /// [`BatchHandle::status`].
     pub fn submit(&self, batch: &mut Batch) -> Result<BatchHandle, Error> {
-        let tcp =
-            if batch.tcp.is_empty() { None } else { Some(self.inner.transport.submit(&mut batch.tcp)?) };
+        let inner = &self.inner;
+        let limit = batch.deadline.unwrap_or(inner.settings.timeout.value);
+        let now = Instant::now();
+        // A limit that is beyond what the clock can count is none.
+        let deadline = now.checked_add(limit).unwrap_or(now + Duration::from_secs(u64::from(u32::MAX)));
+        let tcp = if batch.tcp.is_empty() { None } else { Some(inner.transport.submit(&mut batch.tcp)?) };
         #[cfg(feature = "efa")]
         let fabric = if batch.fabric.is_empty() {
             None
         } else {
-            match self.inner.node.fabric().and_then(|fabric| fabric.submit(&mut batch.fabric)) {
+            match inner.node.fabric().and_then(|fabric| fabric.submit(&mut batch.fabric)) {
                 Ok(handle) => Some(handle),
                 Err(error) => {
                     if let Some(handle) = tcp {
                         handle.cancel();
                     }
+                    batch.clear();
                     return Err(error);
                 }
             }
         };
-        let slots = std::mem::take(&mut batch.slots);
-        Ok(BatchHandle {
+        let parts = std::mem::replace(&mut batch.parts, lock(&inner.spare).pop().unwrap_or_default());
+        let flight = Flight::new(
+            Arc::downgrade(inner),
+            parts,
+            deadline,
+            batch.notification.take(),
             tcp,
             #[cfg(feature = "efa")]
             fabric,
-            slots,
-        })
+        );
+        Ok(BatchHandle::new(flight))
+    }
+
+    /// Counts the writes with `tag` ([`Batch::write_with_tag`]) that arrive from the engine called `peer` (its
+    /// [`name`](Self::name)), those included that came before this call. Costs no thread and no message of the peer's program.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when 65 536 other peers have been counted or met, or for a name of more than 300 bytes.
+    pub fn arrivals(&self, peer: &str, tag: u16) -> Result<ArrivalCounter, Error> {
+        let inner = &self.inner;
+        let number = inner.node.arrivals.number(peer).ok_or_else(|| Error::Unavailable {
+            path: format!("counting arrivals from {peer:?}"),
+            reason: "65536 other peers are counted, or that is no engine's name".into(),
+        })?;
+        Ok(inner.node.arrivals.watch(
+            immediate(number, tag),
+            inner.transport.arrivals(),
+            #[cfg(feature = "efa")]
+            inner.node.fabric().ok().map(crate::fabric::Fabric::arrivals),
+        ))
     }
 
     /// The oldest notification of a peer; waits for one until `deadline`, then `None`.
@@ -325,9 +438,10 @@ impl Engine {
         }
     }
 
-    /// Stops accepting, lets running requests finish until `deadline`, ends the rest, closes everything. Each request ends
-    /// exactly once.
+    /// Removes the name from the metadata store, stops accepting, lets running requests finish until `deadline`, ends the rest,
+    /// closes everything. Each request ends exactly once; later calls fail.
     pub fn shutdown(&self, deadline: Instant) {
+        drop(lock(&self.inner.lease).take());
         self.inner.transport.shutdown(deadline);
         #[cfg(feature = "efa")]
         if let Ok(fabric) = self.inner.node.fabric() {
@@ -338,7 +452,7 @@ impl Engine {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Engine({} protocol={})", self.name(), self.inner.protocol)
+        write!(f, "Engine({} protocol={})", self.name(), self.protocol().0)
     }
 }
 
@@ -369,13 +483,5 @@ mod tests {
             assert!(error.contains("host:port"), "{error}");
         }
         assert_eq!(resolve("127.0.0.1:80").unwrap(), SocketAddr::from(([127, 0, 0, 1], 80)));
-    }
-
-    #[test]
-    fn a_wildcard_needs_a_name() {
-        let wildcard = [SocketAddr::from(([0, 0, 0, 0], 9000))];
-        assert!(require_name(None, &wildcard).unwrap_err().to_string().contains("0.0.0.0:9000"));
-        assert!(require_name(Some("node7:9000"), &wildcard).is_ok());
-        assert!(require_name(None, &[SocketAddr::from(([127, 0, 0, 1], 9))]).is_ok());
     }
 }

@@ -42,6 +42,25 @@ pub enum Error {
         /// How many buffers the segment has.
         buffers: usize,
     },
+    /// The peer has been restarted since its addresses were looked up: they mean nothing in its new life, so nothing was sent
+    /// there.
+    #[error(
+        "segment {segment} has been restarted since this request was made; it has been opened again, so look its \
+         buffers up again and make the request anew"
+    )]
+    Restarted {
+        /// The segment.
+        segment: String,
+    },
+    /// A request failed over libfabric, and then over TCP, too.
+    #[error("{second}; before that, over libfabric: {first}")]
+    BothPaths {
+        /// What libfabric's path said.
+        first: Box<Error>,
+        /// What TCP said.
+        #[source]
+        second: Box<Error>,
+    },
     /// A path was asked for that is not there. It is never replaced by another one in silence.
     #[error("{path} is not available: {reason}")]
     Unavailable {

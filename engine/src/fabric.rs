@@ -1,17 +1,19 @@
 //! The libfabric path: efa-transport behind the engine's words, and the engine's memory behind libfabric's.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use efa_transport::{Config, PeerId, Provider, Transport};
+use efa_transport::{Arrivals, Config, Events, PeerId, Provider, Transport};
 use tcp_transport::Op;
 
 use crate::error::Error;
 use crate::memory::{Access, Memory, Region};
+use crate::protocol::Protocol;
 use crate::request::Shape;
-use crate::settings::Protocol;
+use crate::settings::{EFA, Settings};
+use crate::statistics::NicStatistics;
 
 /// An open libfabric transport.
 pub(crate) struct Fabric {
@@ -22,16 +24,14 @@ pub(crate) struct Fabric {
 /// Opens the libfabric transport that the settings call for: EFA, or the provider that was named.
 ///
 /// The inner result is the reason why there is none, where the settings allow that.
-pub(crate) fn open(
-    protocol: Protocol,
-    provider: Option<&str>,
-    name: &str,
-    source: Option<IpAddr>,
-) -> Result<Result<Fabric, String>, Error> {
+pub(crate) fn open(settings: &Settings, name: &str) -> Result<Result<Fabric, String>, Error> {
+    let protocol = settings.protocol.value;
     if protocol == Protocol::Tcp {
         return Ok(Err("protocol tcp is in force".into()));
     }
-    let config = Config::from_env()?.name(name);
+    let provider = settings.provider.value.as_deref();
+    let source = settings.listen.value.first().map(SocketAddr::ip);
+    let config = config(settings)?.name(name);
     let opened = match provider {
         Some(wanted) => Transport::open(with_source(config.provider(Provider::parse(wanted)), source)),
         // The card alone where it can read and write by itself, or else with the provider's protocols.
@@ -56,6 +56,19 @@ pub(crate) fn open(
         }),
         Err(error) => Ok(Err(error.to_string())),
     }
+}
+
+/// efa-transport's own settings: the file's table before the variables of the same names, and what is the engine's to say.
+fn config(settings: &Settings) -> Result<Config, Error> {
+    let config = Config::from_vars(|name| {
+        let key = EFA.iter().find(|(_, variable)| *variable == name).map(|(key, _)| *key);
+        let given = settings.efa.iter().find(|(given, _)| Some(*given) == key);
+        given.map(|(_, value)| value.value.clone()).or_else(|| std::env::var(name).ok())
+    })?;
+    if settings.efa.iter().any(|(key, _)| *key == "deadline_ms") {
+        return Ok(config);
+    }
+    Ok(config.request_deadline(settings.timeout.value))
 }
 
 /// Providers over sockets take every interface but the loopback unless they are told which.
@@ -113,6 +126,47 @@ impl Fabric {
         Ok(self.transport.submit(batch)?)
     }
 
+    pub(crate) fn remove_peer(&self, peer: PeerId) {
+        self.transport.remove_peer(peer);
+    }
+
+    pub(crate) fn events(&self) -> &Events {
+        self.transport.events()
+    }
+
+    pub(crate) fn arrivals(&self) -> &Arrivals {
+        self.transport.arrivals()
+    }
+
+    /// Slices that were tried again with a peer.
+    pub(crate) fn retries(&self, peer: PeerId) -> u64 {
+        self.transport.peer_statistics(peer).map_or(0, |peer| peer.retries)
+    }
+
+    pub(crate) fn nics(&self) -> Vec<NicStatistics> {
+        let described = self.transport.describe().nics;
+        let counted = self.transport.statistics().nics;
+        let nics = described.into_iter().zip(counted).map(|(nic, counted)| NicStatistics {
+            name: nic.name,
+            link_mbps: nic.link_mbps,
+            depth: nic.depth,
+            aside: nic.aside,
+            bytes_written: counted.bytes_written,
+            bytes_read: counted.bytes_read,
+            operations: counted.slices,
+            errors: counted.errors,
+            again: counted.again,
+            in_flight: counted.in_flight,
+            queued: counted.queued,
+            addresses: counted.addresses,
+            pages: counted.pages.0,
+            page_budget: counted.pages.1,
+            reopened: counted.reopened,
+            arrivals: counted.arrivals,
+        });
+        nics.collect()
+    }
+
     pub(crate) fn shutdown(&self, deadline: Instant) {
         self.transport.shutdown(deadline);
     }
@@ -124,16 +178,14 @@ impl fmt::Debug for Fabric {
     }
 }
 
-/// Adds a request to the batch of efa-transport.
+/// Adds a request to the batch of efa-transport; its index there.
 pub(crate) fn push(
     batch: &mut efa_transport::Batch,
-    op: Op,
     local: &Region,
-    local_shape: Shape<'_>,
     peer: PeerId,
-    remote_shape: Shape<'_>,
+    (op, local_shape, remote_shape, immediate): (Op, Shape<'_>, Shape<'_>, Option<u32>),
 ) -> Result<usize, Error> {
-    let Some(region) = &local.fabric else {
+    let Some(region) = local.fabric() else {
         return Err(Error::Unavailable {
             path: "the libfabric path".into(),
             reason: format!("{local:?} is not registered with it"),
@@ -150,7 +202,7 @@ pub(crate) fn push(
         local: region,
         local_shape,
         remote_shape,
-        immediate: None,
+        immediate,
     })?)
 }
 

@@ -50,23 +50,46 @@
 
 #![deny(unsafe_code)]
 
-mod control;
+// What a program says and sees.
+mod arrivals;
+mod builder;
 mod engine;
 mod error;
-#[cfg(feature = "efa")]
-mod fabric;
 mod handle;
 mod memory;
 pub mod metadata;
-mod node;
+mod path;
+mod protocol;
+mod raw;
 mod request;
 mod segment;
-mod settings;
+pub mod settings;
+mod statistics;
 
-pub use engine::{Builder, Engine, Notification};
+// What engines tell each other, and what is kept of it.
+mod config_file;
+mod control;
+#[cfg(feature = "efa")]
+mod fabric;
+mod known;
+mod node;
+mod regions;
+
+// What happens to a batch, and beside it.
+mod errands;
+mod flight;
+mod warden;
+
+pub use arrivals::ArrivalCounter;
+pub use builder::Builder;
+pub use engine::{Buffer, Engine, Notification};
 pub use error::Error;
 pub use handle::{BatchHandle, Status};
 pub use memory::{Access, HostMemory, Memory, Region};
+pub use path::Path;
+pub use protocol::Protocol;
+pub use raw::RawBuffer;
 pub use request::{Batch, Shape};
-pub use segment::{Path, RemoteBuffer, Segment};
-pub use settings::{Protocol, Source};
+pub use segment::{RemoteBuffer, Segment};
+pub use settings::{Settings, Source};
+pub use statistics::{NicStatistics, PeerStatistics, Statistics, TcpStatistics, Traffic};

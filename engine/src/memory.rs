@@ -75,28 +75,48 @@ impl From<HostMemory> for Arc<dyn Memory> {
 ///
 /// [`Engine::unregister`]: crate::Engine::unregister
 #[derive(Clone)]
-pub struct Region {
-    pub(crate) label: Arc<str>,
-    pub(crate) tcp: tcp_transport::Region,
+pub struct Region(Arc<Registered>);
+
+struct Registered {
+    label: Arc<str>,
+    tcp: tcp_transport::Region,
     #[cfg(feature = "efa")]
-    pub(crate) fabric: Option<efa_transport::Region>,
+    fabric: Option<efa_transport::Region>,
 }
 
 impl Region {
+    pub(crate) fn new(
+        label: &str,
+        tcp: tcp_transport::Region,
+        #[cfg(feature = "efa")] fabric: Option<efa_transport::Region>,
+    ) -> Self {
+        Self(Arc::new(Registered {
+            label: label.into(),
+            tcp,
+            #[cfg(feature = "efa")]
+            fabric,
+        }))
+    }
+
     /// First address: what peers and [`Shape`]s name.
     pub fn addr(&self) -> u64 {
-        self.tcp.addr()
+        self.0.tcp.addr()
     }
 
     /// Length in bytes; never zero.
     #[allow(clippy::len_without_is_empty)] // an empty region cannot be registered
     pub fn len(&self) -> u64 {
-        self.tcp.len()
+        self.0.tcp.len()
     }
 
     /// What the owner called it, for peers that look for a buffer by name.
     pub fn label(&self) -> &str {
-        &self.label
+        &self.0.label
+    }
+
+    /// What peers may do with it.
+    pub fn access(&self) -> Access {
+        self.0.tcp.descriptor().access
     }
 
     /// The range of `len` bytes at `offset` of this region, as an absolute shape. Bounds are checked when a request is made
@@ -105,23 +125,52 @@ impl Region {
         Shape::contiguous(self.addr().wrapping_add(offset), len)
     }
 
+    /// Whether the libfabric path has it, too.
+    pub(crate) fn on_fabric(&self) -> bool {
+        #[cfg(feature = "efa")]
+        return self.0.fabric.is_some();
+        #[cfg(not(feature = "efa"))]
+        false
+    }
+
+    pub(crate) fn tcp(&self) -> &tcp_transport::Region {
+        &self.0.tcp
+    }
+
+    #[cfg(feature = "efa")]
+    pub(crate) fn fabric(&self) -> Option<&efa_transport::Region> {
+        self.0.fabric.as_ref()
+    }
+
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Takes peers' access away over TCP: a barrier. What NICs may still do ends in [`close`](Self::close).
+    pub(crate) fn revoke(&self) {
+        self.0.tcp.revoke();
+    }
+
+    /// Takes it off both paths, and waits for own requests that use it. Both are tried, whatever comes of the first.
     pub(crate) fn close(self, wait: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + wait;
+        self.revoke();
         #[cfg(feature = "efa")]
-        if let Some(fabric) = self.fabric {
-            fabric.unregister(deadline)?;
-        }
-        let addr = self.tcp.addr();
-        match self.tcp.unregister(deadline) {
-            Ok(_) => Ok(()),
-            Err(tcp_transport::Error::Timeout { .. }) => Err(Error::InUse { addr, waited: wait }),
-            Err(error) => Err(error.into()),
-        }
+        let fabric = self.0.fabric.as_ref().map_or(Ok(()), |fabric| fabric.unregister(deadline));
+        let in_use = Error::InUse { addr: self.addr(), waited: wait };
+        let tcp = self.0.tcp.clone().unregister(deadline).map(drop);
+        #[cfg(feature = "efa")]
+        fabric.map_err(|error| match error {
+            efa_transport::Error::StillInUse { .. } => in_use.clone(),
+            other => other.into(),
+        })?;
+        // The only thing that TCP can have to say is that requests are running.
+        tcp.map_err(|_| in_use)
     }
 }
 
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Region({:?} {:#x}+{:#x})", self.label, self.addr(), self.len())
+        write!(f, "Region({:?} {:#x}+{:#x})", self.label(), self.addr(), self.len())
     }
 }

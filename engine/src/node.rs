@@ -1,16 +1,18 @@
 //! This engine as its peers see it: name, registered memory, libfabric path. Answers their questions.
 
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use tcp_transport::Caller;
 
-use crate::control::{self, Answer, Ask, BufferCard, Card};
+use crate::arrivals::Arrivals;
+use crate::control::{self, Answer, Ask, Card};
+use crate::engine::Inner as Engine;
 use crate::error::Error;
 #[cfg(feature = "efa")]
 use crate::fabric::Fabric;
-use crate::memory::Region;
-use crate::segment::Chosen;
-use crate::settings::Protocol;
+use crate::path::Chosen;
+use crate::protocol::Protocol;
+use crate::regions::Regions;
 
 /// Why a program has no libfabric path that was built without it.
 #[cfg(not(feature = "efa"))]
@@ -18,13 +20,17 @@ pub(crate) const WITHOUT_LIBFABRIC: &str = "this program was built without the f
 
 pub(crate) struct Node {
     protocol: Protocol,
-    regions: RwLock<Vec<Region>>,
+    pub(crate) regions: Regions,
+    pub(crate) arrivals: Arc<Arrivals>,
     opened: OnceLock<Opened>,
+    /// Weak, because the engine's transport calls the node.
+    engine: OnceLock<Weak<Engine>>,
 }
 
 /// What is known once the transports are open. Peers that ask earlier wait for it.
 struct Opened {
     name: String,
+    epoch: u128,
     /// The libfabric path, or why there is none.
     #[cfg(feature = "efa")]
     fabric: Result<Fabric, String>,
@@ -32,46 +38,50 @@ struct Opened {
 
 impl Node {
     pub(crate) fn new(protocol: Protocol) -> Arc<Self> {
-        Arc::new(Self { protocol, regions: RwLock::default(), opened: OnceLock::new() })
+        Arc::new(Self {
+            protocol,
+            regions: Regions::default(),
+            arrivals: Arc::default(),
+            opened: OnceLock::new(),
+            engine: OnceLock::new(),
+        })
     }
 
     /// Says what has been opened. Must be called once, whatever came of it, because peers' questions wait for it.
-    pub(crate) fn set_opened(&self, name: String, #[cfg(feature = "efa")] fabric: Result<Fabric, String>) {
+    pub(crate) fn set_opened(
+        &self,
+        name: String,
+        epoch: u128,
+        #[cfg(feature = "efa")] fabric: Result<Fabric, String>,
+    ) {
         let _ = self.opened.set(Opened {
             name,
+            epoch,
             #[cfg(feature = "efa")]
             fabric,
         });
+    }
+
+    pub(crate) fn set_engine(&self, engine: &Arc<Engine>) {
+        let _ = self.engine.set(Arc::downgrade(engine));
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.opened.wait().name
     }
 
-    pub(crate) fn add(&self, region: Region) {
-        self.regions.write().unwrap_or_else(PoisonError::into_inner).push(region);
-    }
-
-    /// Forgets the region; peers that ask from now on do not hear of it.
-    pub(crate) fn remove(&self, region: &Region) {
-        let key = region.tcp.descriptor().key;
-        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
-        regions.retain(|known| known.tcp.descriptor().key != key);
-    }
-
     /// What peers are told.
     pub(crate) fn card(&self) -> Card {
-        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
-        let buffers =
-            regions.iter().map(|region| BufferCard::new(region.label(), &region.tcp.descriptor())).collect();
+        let opened = self.opened.wait();
+        let buffers = self.regions.cards();
         #[cfg(feature = "efa")]
-        let (fabric, no_fabric) = match &self.opened.wait().fabric {
+        let (fabric, no_fabric) = match &opened.fabric {
             Ok(fabric) => (Some(fabric.descriptor()), String::new()),
             Err(reason) => (None, reason.clone()),
         };
         #[cfg(not(feature = "efa"))]
         let (fabric, no_fabric) = (None, WITHOUT_LIBFABRIC.to_owned());
-        Card { name: self.name().to_owned(), buffers, fabric, no_fabric }
+        Card { name: opened.name.clone(), epoch: opened.epoch, buffers, fabric, no_fabric }
     }
 
     /// Answers a peer's question; the error's words travel to the peer.
@@ -81,30 +91,38 @@ impl Node {
             Ask::Describe(card) => {
                 // The asker's libfabric addresses must be known here before it sends anything.
                 #[cfg(feature = "efa")]
-                if let (Ok(fabric), Some(descriptor)) = (&self.opened.wait().fabric, &card.fabric) {
-                    fabric.add_peer(descriptor).map_err(|error| error.to_string())?;
+                if let (Ok(fabric), Some(descriptor)) = (&self.opened.wait().fabric, &card.fabric)
+                    && let Err(error) = fabric.add_peer(descriptor)
+                {
+                    // It will find for itself that there is no way, and say why.
+                    tracing::warn!(peer = %from.addr, name = card.name, %error, "its libfabric descriptor is of no use");
                 }
                 tracing::debug!(peer = %from.addr, name = card.name, "described to");
-                Answer::Describe(self.card())
+                if let Some(engine) = self.engine.get().and_then(Weak::upgrade) {
+                    engine.met(&card.name, card.epoch);
+                }
+                Answer::Describe { number: self.arrivals.number(&card.name), card: self.card() }
             }
         };
         Ok(control::encode(&answer))
     }
 
     /// Picks the transport for a peer from what both sides have, and says why.
-    pub(crate) fn choose(&self, segment: &str, card: &Card) -> Result<Chosen, Error> {
+    pub(crate) fn choose(&self, segment: &str, card: &Card) -> Result<(Chosen, String), Error> {
         if self.protocol == Protocol::Tcp {
-            return Ok(Chosen::Tcp);
+            return Ok((Chosen::Tcp, "protocol tcp is in force here".into()));
         }
         #[cfg(feature = "efa")]
         let missing = match (&self.opened.wait().fabric, &card.fabric) {
-            (Ok(fabric), Some(descriptor)) => {
-                let peer = fabric.add_peer(descriptor)?;
-                tracing::info!(segment, path = fabric.name(), "libfabric is on both sides");
-                return Ok(Chosen::Fabric(peer));
-            }
-            (Err(reason), _) => format!("not here: {reason}"),
-            (Ok(_), None) => format!("not at {segment}: {}", card.no_fabric),
+            (Ok(fabric), Some(descriptor)) => match fabric.add_peer(descriptor) {
+                Ok(peer) => {
+                    tracing::debug!(segment, path = fabric.name(), "libfabric is on both sides");
+                    return Ok((Chosen::Fabric(peer), "libfabric is on both sides".into()));
+                }
+                Err(error) => error.to_string(),
+            },
+            (Err(reason), _) => format!("no libfabric here: {reason}"),
+            (Ok(_), None) => format!("no libfabric at {segment}: {}", card.no_fabric),
         };
         #[cfg(not(feature = "efa"))]
         let missing = {
@@ -117,8 +135,7 @@ impl Node {
                 reason: missing,
             });
         }
-        tracing::info!(segment, reason = missing, "using TCP");
-        Ok(Chosen::Tcp)
+        Ok((Chosen::Tcp, missing))
     }
 
     /// The libfabric path in words.
@@ -140,5 +157,10 @@ impl Node {
     #[cfg(feature = "efa")]
     pub(crate) fn fabric_name(&self) -> String {
         self.fabric().map_or_else(|_| "none".into(), Fabric::name)
+    }
+
+    #[cfg(feature = "efa")]
+    pub(crate) fn retries(&self, peer: efa_transport::PeerId) -> u64 {
+        self.fabric().map_or(0, |fabric| fabric.retries(peer))
     }
 }

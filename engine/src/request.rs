@@ -2,32 +2,182 @@
 
 use std::time::Duration;
 
-use tcp_transport::Op;
+use tcp_transport::{Op, RegionDescriptor};
 
+use crate::arrivals::immediate;
 use crate::error::Error;
 use crate::memory::Region;
-use crate::segment::{Chosen, Segment};
+use crate::path::Chosen;
+use crate::segment::Segment;
 
 pub use tcp_transport::Shape;
 
 /// Reads and writes to be submitted together, to one segment or to many. Both sides of a request may have any [`Shape`] of the
-/// same total length; addresses are absolute, each in its own process. A batch can be reused: submitting empties it and keeps
-/// its allocations.
+/// same total length; addresses are absolute, each in its own process. The remote side of a request lies in one buffer of its
+/// segment. A batch can be reused: submitting empties it and keeps its allocations.
+///
+/// A request is for the registration that the segment knew when the request was added. If the peer has unregistered that memory
+/// or has been restarted since, the request fails; it is never carried out on whatever lies at the address now.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub(crate) tcp: tcp_transport::Batch,
     #[cfg(feature = "efa")]
     pub(crate) fabric: efa_transport::Batch,
-    /// Where each request of this batch lies in those of the transports.
-    pub(crate) slots: Vec<Slot>,
+    pub(crate) parts: Parts,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) notification: Option<Vec<u8>>,
 }
 
-/// A request's place: which transport, which index there.
+/// What the engine remembers of the requests of a batch. Reused, so that steady traffic allocates nothing for it.
+#[derive(Debug, Default)]
+pub(crate) struct Parts {
+    pub(crate) slots: Vec<Slot>,
+    /// The segments that requests go to, each once.
+    pub(crate) segments: Vec<Segment>,
+    /// What it takes to send requests over TCP that are on their way over libfabric.
+    pub(crate) kept: Vec<Kept>,
+    addrs: Vec<u64>,
+    ranges: Vec<(u64, u64)>,
+}
+
+/// One request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Slot {
+pub(crate) struct Slot {
+    pub(crate) place: Place,
+    pub(crate) op: Op,
+    pub(crate) bytes: u64,
+    /// Index into [`Parts::segments`].
+    pub(crate) segment: u32,
+}
+
+/// Which transport has a request, and its index there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place {
     Tcp(usize),
     #[cfg(feature = "efa")]
-    Fabric(usize),
+    Fabric {
+        at: usize,
+        /// Index into [`Parts::kept`], where it may be moved to TCP.
+        kept: Option<u32>,
+    },
+}
+
+/// A request that may be sent over TCP later.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "efa"), allow(dead_code))] // nothing is ever kept then
+pub(crate) struct Kept {
+    local: Region,
+    remote: RegionDescriptor,
+    local_shape: Stored,
+    remote_shape: Stored,
+}
+
+/// A [`Shape`] whose lists lie in [`Parts`].
+#[derive(Debug, Clone, Copy)]
+enum Stored {
+    Contiguous { addr: u64, len: u64 },
+    Paged { page_len: u64, first: u32, count: u32 },
+    Strided { addr: u64, block_len: u64, stride: u64, count: u64 },
+    Scatter { first: u32, count: u32 },
+}
+
+impl Parts {
+    pub(crate) fn clear(&mut self) {
+        self.slots.clear();
+        self.segments.clear();
+        self.kept.clear();
+        self.addrs.clear();
+        self.ranges.clear();
+    }
+
+    /// The segment's index, a new one if it is new. Usually it is the one of the request before.
+    fn segment(&mut self, segment: &Segment) -> u32 {
+        let at = self.segments.iter().rposition(|known| known.is(segment)).unwrap_or_else(|| {
+            self.segments.push(segment.clone());
+            self.segments.len() - 1
+        });
+        at as u32
+    }
+
+    #[cfg(feature = "efa")]
+    fn keep(
+        &mut self,
+        local: &Region,
+        remote: RegionDescriptor,
+        local_shape: Shape<'_>,
+        remote_shape: Shape<'_>,
+    ) -> u32 {
+        let (local_shape, remote_shape) = (self.store(local_shape), self.store(remote_shape));
+        self.kept.push(Kept { local: local.clone(), remote, local_shape, remote_shape });
+        (self.kept.len() - 1) as u32
+    }
+
+    #[cfg(feature = "efa")]
+    fn store(&mut self, shape: Shape<'_>) -> Stored {
+        match shape {
+            Shape::Contiguous { addr, len } => Stored::Contiguous { addr, len },
+            Shape::Paged { page_len, addrs } => {
+                let first = self.addrs.len() as u32;
+                self.addrs.extend_from_slice(addrs);
+                Stored::Paged { page_len, first, count: addrs.len() as u32 }
+            }
+            Shape::Strided { addr, block_len, stride, count } => {
+                Stored::Strided { addr, block_len, stride, count }
+            }
+            Shape::Scatter(ranges) => {
+                let first = self.ranges.len() as u32;
+                self.ranges.extend_from_slice(ranges);
+                Stored::Scatter { first, count: ranges.len() as u32 }
+            }
+        }
+    }
+
+    #[cfg(feature = "efa")]
+    fn shape(&self, stored: Stored) -> Shape<'_> {
+        let span = |first: u32, count: u32| first as usize..first as usize + count as usize;
+        match stored {
+            Stored::Contiguous { addr, len } => Shape::Contiguous { addr, len },
+            Stored::Paged { page_len, first, count } => {
+                Shape::Paged { page_len, addrs: &self.addrs[span(first, count)] }
+            }
+            Stored::Strided { addr, block_len, stride, count } => {
+                Shape::Strided { addr, block_len, stride, count }
+            }
+            Stored::Scatter { first, count } => Shape::Scatter(&self.ranges[span(first, count)]),
+        }
+    }
+
+    /// Adds a kept request to a batch of TCP's; its index there.
+    #[cfg(feature = "efa")]
+    pub(crate) fn send_over_tcp(
+        &self,
+        slot: &Slot,
+        kept: u32,
+        peer: &tcp_transport::Peer,
+        batch: &mut tcp_transport::Batch,
+    ) -> Result<usize, Error> {
+        let kept = &self.kept[kept as usize];
+        Ok(batch.push(tcp_transport::Request {
+            op: slot.op,
+            peer,
+            local: kept.local.tcp(),
+            local_shape: self.shape(kept.local_shape),
+            remote: kept.remote,
+            remote_shape: self.shape(kept.remote_shape),
+            immediate: None,
+        })?)
+    }
+}
+
+/// A request as the program states it.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    op: Op,
+    local: &'a Region,
+    local_shape: Shape<'a>,
+    segment: &'a Segment,
+    remote_shape: Shape<'a>,
+    tag: Option<u16>,
 }
 
 impl Batch {
@@ -38,27 +188,34 @@ impl Batch {
 
     /// Number of requests.
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.parts.slots.len()
     }
 
     /// Whether there are no requests.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.parts.slots.is_empty()
     }
 
-    /// Removes all requests, keeps the allocations.
+    /// Removes all requests and the notification, keeps the allocations and the deadline.
     pub fn clear(&mut self) {
         self.tcp.clear();
         #[cfg(feature = "efa")]
         self.fabric.clear();
-        self.slots.clear();
+        self.parts.clear();
+        self.notification = None;
     }
 
-    /// Time from submission to the end of each request, at the latest; 30 s unless set.
+    /// Time from submission to the end of each request, at the latest; the setting `timeout_seconds` unless set here. Stays when
+    /// the batch is reused.
     pub fn set_deadline(&mut self, deadline: Duration) {
-        self.tcp.set_deadline(deadline);
-        #[cfg(feature = "efa")]
-        self.fabric.set_deadline(deadline);
+        self.deadline = Some(deadline);
+    }
+
+    /// When all requests of the batch have ended well, and only then, puts `payload` into the queue of notifications of every
+    /// peer that they went to, once. The batch ends when it is there. Delivered by whoever waits for the batch, or in the
+    /// background when it is polled, awaited or dropped. For this submission only.
+    pub fn notify_on_completion(&mut self, payload: impl Into<Vec<u8>>) {
+        self.notification = Some(payload.into());
     }
 
     /// Adds a write of local memory to the segment's memory; returns the request's index. A write that is done is visible
@@ -74,7 +231,31 @@ impl Batch {
         segment: &Segment,
         to: Shape<'_>,
     ) -> Result<usize, Error> {
-        self.push(Op::Write, local, from, segment, to)
+        self.push(Asked { op: Op::Write, local, local_shape: from, segment, remote_shape: to, tag: None })
+    }
+
+    /// As [`write`](Self::write); when all bytes are visible, the peer's [`Engine::arrivals`](crate::Engine::arrivals) of this
+    /// engine's name and `tag` count one more, without a message of the peer's program. If such a write fails when it has been
+    /// tried, it may or may not have been counted; it is not tried over another path.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); [`Error::Unavailable`] if the peer has given this engine no number, because 65 536 others have one.
+    pub fn write_with_tag(
+        &mut self,
+        local: &Region,
+        from: Shape<'_>,
+        segment: &Segment,
+        to: Shape<'_>,
+        tag: u16,
+    ) -> Result<usize, Error> {
+        self.push(Asked {
+            op: Op::Write,
+            local,
+            local_shape: from,
+            segment,
+            remote_shape: to,
+            tag: Some(tag),
+        })
     }
 
     /// Adds a read of the segment's memory into local memory; returns the request's index.
@@ -88,42 +269,62 @@ impl Batch {
         segment: &Segment,
         from: Shape<'_>,
     ) -> Result<usize, Error> {
-        self.push(Op::Read, local, to, segment, from)
+        self.push(Asked { op: Op::Read, local, local_shape: to, segment, remote_shape: from, tag: None })
     }
 
-    fn push(
-        &mut self,
-        op: Op,
-        local: &Region,
-        local_shape: Shape<'_>,
-        segment: &Segment,
-        remote_shape: Shape<'_>,
-    ) -> Result<usize, Error> {
+    fn push(&mut self, asked: Asked<'_>) -> Result<usize, Error> {
+        let Asked { op, local, local_shape, segment, remote_shape, tag } = asked;
         let known = segment.known();
-        let slot = match &known.path {
-            Chosen::Tcp => {
-                let remote = known.buffer_around(segment.name(), &remote_shape)?;
-                Slot::Tcp(self.tcp.push(tcp_transport::Request {
-                    op,
-                    peer: segment.peer(),
-                    local: &local.tcp,
-                    local_shape,
-                    remote: remote.tcp,
-                    remote_shape,
-                    immediate: None,
-                })?)
-            }
-            #[cfg(feature = "efa")]
-            Chosen::Fabric(peer) => Slot::Fabric(crate::fabric::push(
-                &mut self.fabric,
-                op,
-                local,
-                local_shape,
-                *peer,
-                remote_shape,
-            )?),
+        let remote = known.buffer_around(segment.name(), &remote_shape)?;
+        let immediate = match tag {
+            Some(tag) => Some(immediate(known.number(segment.name())?, tag)),
+            None => None,
         };
-        self.slots.push(slot);
-        Ok(self.slots.len() - 1)
+        let place = match segment.way(&known, local, remote)? {
+            Chosen::Tcp => Place::Tcp(self.tcp.push(tcp_transport::Request {
+                op,
+                peer: known.peer(),
+                local: local.tcp(),
+                local_shape,
+                remote: remote.tcp,
+                remote_shape,
+                immediate: immediate.map(u64::from),
+            })?),
+            #[cfg(feature = "efa")]
+            Chosen::Fabric(peer) => {
+                let request = (op, local_shape, remote_shape, immediate);
+                let at = crate::fabric::push(&mut self.fabric, local, peer, request)?;
+                // Whether an immediate has been counted cannot be known, so such a request has one path.
+                let movable = immediate.is_none() && segment.may_move();
+                let kept = movable.then(|| self.parts.keep(local, remote.tcp, local_shape, remote_shape));
+                Place::Fabric { at, kept }
+            }
+        };
+        let segment = self.parts.segment(segment);
+        // The transport has found that the length fits.
+        let bytes = local_shape.len().unwrap_or(0);
+        self.parts.slots.push(Slot { place, op, bytes, segment });
+        Ok(self.parts.slots.len() - 1)
+    }
+}
+
+#[cfg(all(test, feature = "efa"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_come_back_as_they_were_stored() {
+        let mut parts = Parts::default();
+        let shapes = [
+            Shape::Paged { page_len: 4, addrs: &[1, 2, 3] },
+            Shape::Scatter(&[(5, 6), (7, 8)]),
+            Shape::contiguous(9, 10),
+            Shape::Paged { page_len: 11, addrs: &[12] },
+            Shape::Strided { addr: 13, block_len: 14, stride: 15, count: 16 },
+            Shape::Scatter(&[(17, 18)]),
+        ];
+        let stored: Vec<_> = shapes.iter().map(|&shape| parts.store(shape)).collect();
+        let back: Vec<_> = stored.into_iter().map(|stored| parts.shape(stored)).collect();
+        assert_eq!(back, shapes);
     }
 }

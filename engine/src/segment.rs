@@ -1,16 +1,31 @@
 //! Another engine's memory: what is known of it, and which way leads there.
 
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
-use tcp_transport::{Peer, RegionDescriptor, Shape};
+use tcp_transport::{Peer, Shape};
 
-use crate::control::{self, Answer, Ask, Card, MAX_BUFFERS, Note};
+use crate::control::{self, Answer, Ask, Note};
+use crate::engine::Inner as Engine;
 use crate::error::Error;
-use crate::node::Node;
+use crate::known::Known;
+pub use crate::known::RemoteBuffer;
+use crate::memory::Region;
+use crate::path::{Chosen, Path};
+use crate::protocol::Protocol;
+use crate::statistics::{PeerCounters, PeerStatistics};
 
-/// A peer engine's registered memory. Clones are the same segment; opening the same name twice gives the same one.
+/// How long a peer has to answer when its requests have failed and it is asked what is the matter. Generous for a round trip, short for
+/// whoever waits.
+const MENDING: Duration = Duration::from_secs(2);
+/// How long rails have to complete one small read each when they are tried.
+#[cfg(feature = "efa")]
+const TRYING: Duration = Duration::from_millis(700);
+
+/// A peer engine's registered memory. Clones are the same segment; opening the same name twice gives the same one. May be used
+/// from any thread.
 #[derive(Clone)]
 pub struct Segment {
     inner: Arc<Inner>,
@@ -18,88 +33,73 @@ pub struct Segment {
 
 pub(crate) struct Inner {
     name: Arc<str>,
-    peer: Peer,
-    node: Arc<Node>,
+    engine: Weak<Engine>,
+    protocol: Protocol,
+    may_move: bool,
     known: RwLock<Arc<Known>>,
+    /// Whether traffic that should go over libfabric goes over TCP, and since when and why.
+    is_moved: AtomicBool,
+    moved: Mutex<Option<Moved>>,
+    mending: Mutex<Option<Mended>>,
+    pub(crate) counters: Arc<PeerCounters>,
 }
 
-/// What the peer said last.
-pub(crate) struct Known {
-    /// In ascending order of address; they do not overlap unless the peer registered the same memory twice.
-    pub(crate) buffers: Vec<RemoteBuffer>,
-    pub(crate) path: Chosen,
+/// Traffic was moved to TCP.
+#[derive(Debug, Clone)]
+struct Moved {
+    reason: String,
+    /// When its rails are tried next.
+    #[cfg_attr(not(feature = "efa"), allow(dead_code))] // nothing moves then
+    next_try: Instant,
+    #[cfg_attr(not(feature = "efa"), allow(dead_code))]
+    pause: Duration,
 }
 
-/// The transport that carries this segment's requests.
-pub(crate) enum Chosen {
-    Tcp,
-    #[cfg(feature = "efa")]
-    Fabric(efa_transport::PeerId),
+/// What asking a peer again came to.
+#[derive(Debug, Clone, Copy)]
+struct Mended {
+    began: Instant,
+    found: Condition,
 }
 
-/// A buffer that the peer has registered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoteBuffer {
-    label: Arc<str>,
-    pub(crate) tcp: RegionDescriptor,
-}
-
-impl RemoteBuffer {
-    /// First address, in the peer's address space.
-    pub fn addr(&self) -> u64 {
-        self.tcp.addr
-    }
-
-    /// Length in bytes; never zero.
-    #[allow(clippy::len_without_is_empty)] // the peer cannot register an empty buffer
-    pub fn len(&self) -> u64 {
-        self.tcp.len
-    }
-
-    /// What its owner called it.
-    pub fn label(&self) -> &str {
-        &self.label
-    }
-
-    /// The range of `len` bytes at `offset` of the buffer, as an absolute shape.
-    pub fn range(&self, offset: u64, len: u64) -> Shape<'static> {
-        Shape::contiguous(self.addr().wrapping_add(offset), len)
-    }
-}
-
-/// Which way the bytes of a segment's requests go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Path {
-    /// TCP, or the copy within the host that the TCP peers have agreed on.
-    Tcp(tcp_transport::Path),
-    /// libfabric, by its provider; EFA with its fabric, `efa/efa-direct` or `efa/efa`.
-    Fabric(String),
-}
-
-impl fmt::Display for Path {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(path) => write!(f, "tcp/{path}"),
-            Self::Fabric(what) => f.write_str(what),
-        }
-    }
+/// What has become of a peer whose requests failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// It does not answer over TCP either.
+    Silent,
+    /// It answers, in the life of which these epochs are the number.
+    Alive(u128),
 }
 
 impl Segment {
     /// Asks the peer who it is; the answer decides the path.
-    pub(crate) fn open(name: &str, peer: Peer, node: Arc<Node>, deadline: Instant) -> Result<Self, Error> {
-        let known = Arc::new(describe(name, &peer, &node, deadline)?);
-        let inner = Inner { name: name.into(), peer, node, known: RwLock::new(known) };
+    pub(crate) fn open(name: &str, engine: &Arc<Engine>, deadline: Instant) -> Result<Self, Error> {
+        let known = describe(name, engine, deadline)?;
+        let settings = &engine.settings;
+        let inner = Inner {
+            name: name.into(),
+            engine: Arc::downgrade(engine),
+            protocol: settings.protocol.value,
+            may_move: settings.protocol.value == Protocol::Auto && settings.failover.value,
+            known: RwLock::new(Arc::new(known)),
+            is_moved: AtomicBool::new(false),
+            moved: Mutex::default(),
+            mending: Mutex::default(),
+            counters: engine.counters(name),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    pub(crate) fn downgrade(&self) -> std::sync::Weak<Inner> {
+    pub(crate) fn downgrade(&self) -> Weak<Inner> {
         Arc::downgrade(&self.inner)
     }
 
-    pub(crate) fn upgrade(inner: &std::sync::Weak<Inner>) -> Option<Self> {
+    pub(crate) fn upgrade(inner: &Weak<Inner>) -> Option<Self> {
         inner.upgrade().map(|inner| Self { inner })
+    }
+
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
     /// The name it was opened by.
@@ -109,16 +109,16 @@ impl Segment {
 
     /// The peer's buffers as last heard, in ascending order of address.
     pub fn buffers(&self) -> Vec<RemoteBuffer> {
-        self.known().buffers.clone()
+        self.known().buffers().to_vec()
     }
 
-    /// The buffer with this label.
+    /// The buffer with this label; of several the one with the lowest address.
     ///
     /// # Errors
     /// [`Error::Control`] if the peer has none.
     pub fn buffer(&self, label: &str) -> Result<RemoteBuffer, Error> {
         let known = self.known();
-        known.buffers.iter().find(|buffer| buffer.label() == label).cloned().ok_or_else(|| Error::Control {
+        known.buffers().iter().find(|buffer| buffer.label() == label).cloned().ok_or_else(|| Error::Control {
             segment: self.name().to_owned(),
             reason: format!("it has no buffer called {label:?}"),
         })
@@ -126,20 +126,47 @@ impl Segment {
 
     /// Which way its requests go at the moment.
     pub fn path(&self) -> Path {
-        match &self.known().path {
-            Chosen::Tcp => Path::Tcp(self.inner.peer.path()),
+        let known = self.known();
+        match known.path {
             #[cfg(feature = "efa")]
-            Chosen::Fabric(_) => Path::Fabric(self.inner.node.fabric_name()),
+            Chosen::Fabric(_) if !self.is_moved() => {
+                let name =
+                    self.engine().ok().map_or_else(|| "none".into(), |engine| engine.node.fabric_name());
+                Path::Fabric(name)
+            }
+            _ => Path::Tcp(known.peer().path()),
         }
     }
 
-    /// Fetches the peer's current list of buffers, and tells it ours: one round trip. Needed after the peer has registered
-    /// more memory or has been restarted.
+    /// Why they go that way, in words.
+    pub fn path_reason(&self) -> String {
+        if let Some(moved) = &*self.moved() {
+            return format!("moved to TCP: {}", moved.reason);
+        }
+        self.known().why.clone()
+    }
+
+    /// Random number of the peer's life: another one after each restart.
+    pub fn epoch(&self) -> u128 {
+        self.known().epoch
+    }
+
+    /// Fetches the peer's current list of buffers, and tells it ours: one round trip. Needed when the peer has registered
+    /// more memory. After a restart, and when requests were refused because a registration has gone, the engine does it by itself.
     ///
     /// # Errors
     /// [`Error::Tcp`] when it cannot be reached until `deadline`, [`Error::Control`], [`Error::Unavailable`].
     pub fn refresh(&self, deadline: Instant) -> Result<(), Error> {
-        let known = describe(self.name(), &self.inner.peer, &self.inner.node, deadline)?;
+        let engine = self.engine()?;
+        let known = describe(self.name(), &engine, deadline)?;
+        let before = self.known();
+        if before.epoch != known.epoch {
+            PeerCounters::count(&self.inner.counters.restarts);
+            tracing::info!(segment = self.name(), buffers = known.buffers().len(), "has been restarted");
+        }
+        if matches!(known.path, Chosen::Tcp) && self.unmove() {
+            tracing::info!(segment = self.name(), reason = known.why, "has no libfabric path any more");
+        }
         *self.inner.known.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(known);
         Ok(())
     }
@@ -149,10 +176,11 @@ impl Segment {
     /// # Errors
     /// As [`refresh`](Self::refresh).
     pub fn warm_up(&self, deadline: Instant) -> Result<(), Error> {
-        match &self.known().path {
-            Chosen::Tcp => self.inner.peer.connect(deadline).map(|_| ()).map_err(Error::from),
+        let known = self.known();
+        match known.path {
             #[cfg(feature = "efa")]
-            Chosen::Fabric(peer) => self.inner.node.fabric()?.warm_up(*peer, deadline),
+            Chosen::Fabric(peer) if !self.is_moved() => self.engine()?.node.fabric()?.warm_up(peer, deadline),
+            _ => known.peer().connect(deadline).map(drop).map_err(Error::from),
         }
     }
 
@@ -161,8 +189,8 @@ impl Segment {
     /// # Errors
     /// [`Error::Tcp`]: the peer could not be reached, or its queue stayed full, until `deadline`.
     pub fn notify(&self, payload: &[u8], deadline: Instant) -> Result<(), Error> {
-        let note = Note { from: self.inner.node.name().to_owned(), payload: payload.to_vec() };
-        Ok(self.inner.peer.notify(&control::encode(&note), deadline)?)
+        let note = Note { from: self.engine()?.node.name().to_owned(), payload: payload.to_vec() };
+        Ok(self.known().peer().notify(&control::encode(&note), deadline)?)
     }
 
     /// Whether the peer engine answers, and how long that takes.
@@ -171,83 +199,208 @@ impl Segment {
     /// [`Error::Tcp`] if it does not until `deadline`.
     pub fn probe(&self, deadline: Instant) -> Result<Duration, Error> {
         let start = Instant::now();
-        match ask(self.name(), &self.inner.peer, &Ask::Probe, deadline)? {
+        match ask(self.name(), self.known().peer(), &Ask::Probe, deadline)? {
             Answer::Probe => Ok(start.elapsed()),
-            Answer::Describe(_) => Err(wrong_answer(self.name())),
+            Answer::Describe { .. } => Err(wrong_answer(self.name())),
         }
     }
 
-    pub(crate) fn peer(&self) -> &Peer {
-        &self.inner.peer
+    /// What was done with the peer, and which way its requests go.
+    pub fn statistics(&self) -> PeerStatistics {
+        let known = self.known();
+        PeerStatistics {
+            path: self.path().to_string(),
+            reason: self.path_reason(),
+            buffers: known.buffers().len(),
+            retries: match known.path {
+                #[cfg(feature = "efa")]
+                Chosen::Fabric(peer) => self.engine().map_or(0, |engine| engine.node.retries(peer)),
+                _ => 0,
+            },
+            ..self.inner.counters.snapshot(self.name())
+        }
+    }
+
+    pub(crate) fn counters(&self) -> &PeerCounters {
+        &self.inner.counters
     }
 
     pub(crate) fn known(&self) -> Arc<Known> {
         Arc::clone(&self.inner.known.read().unwrap_or_else(PoisonError::into_inner))
     }
+
+    fn engine(&self) -> Result<Arc<Engine>, Error> {
+        self.inner.engine.upgrade().ok_or(Error::Tcp(tcp_transport::Error::ShutDown))
+    }
+
+    // ---- which way -----------------------------------------------------------------------------------------------------
+
+    /// The way of a request between these two.
+    pub(crate) fn way(&self, known: &Known, local: &Region, remote: &RemoteBuffer) -> Result<Chosen, Error> {
+        #[cfg(not(feature = "efa"))]
+        let _ = (local, remote);
+        match known.path {
+            Chosen::Tcp => Ok(Chosen::Tcp),
+            #[cfg(feature = "efa")]
+            Chosen::Fabric(_) if self.is_moved() => Ok(Chosen::Tcp),
+            #[cfg(feature = "efa")]
+            Chosen::Fabric(peer) if local.on_fabric() && remote.on_fabric => Ok(Chosen::Fabric(peer)),
+            #[cfg(feature = "efa")]
+            Chosen::Fabric(_) if self.inner.protocol == Protocol::Auto => Ok(Chosen::Tcp),
+            #[cfg(feature = "efa")]
+            Chosen::Fabric(_) => {
+                let whose = if local.on_fabric() { self.name() } else { "this engine" };
+                Err(Error::Unavailable {
+                    path: "the libfabric path".into(),
+                    reason: format!("the memory at {whose} is not registered with it"),
+                })
+            }
+        }
+    }
+
+    /// Whether requests that fail over libfabric may go over TCP.
+    #[cfg(feature = "efa")]
+    pub(crate) fn may_move(&self) -> bool {
+        self.inner.may_move
+    }
+
+    pub(crate) fn is_moved(&self) -> bool {
+        self.inner.is_moved.load(Ordering::Acquire)
+    }
+
+    fn moved(&self) -> MutexGuard<'_, Option<Moved>> {
+        self.inner.moved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Undoes a move; false if there was none.
+    fn unmove(&self) -> bool {
+        let mut moved = self.moved();
+        self.inner.is_moved.store(false, Ordering::Release);
+        moved.take().is_some()
+    }
+
+    /// Finds out what has become of a peer whose requests failed at or before `since`: asks it again, and tries its rails if
+    /// `rails` are in doubt. Requests of many threads that fail together lead to one round trip.
+    pub(crate) fn mend(&self, since: Instant, rails: Option<&str>, deadline: Instant) -> Condition {
+        let mut mending = self.inner.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Mended { began, found }) = *mending
+            && began >= since
+        {
+            return found;
+        }
+        let began = Instant::now();
+        let found = match self.refresh(deadline.min(began + MENDING)) {
+            Ok(()) => Condition::Alive(self.epoch()),
+            Err(error) => {
+                tracing::debug!(segment = self.name(), %error, "does not answer");
+                Condition::Silent
+            }
+        };
+        #[cfg(feature = "efa")]
+        if found != Condition::Silent
+            && let Some(reason) = rails
+        {
+            self.try_rails(reason);
+        }
+        #[cfg(not(feature = "efa"))]
+        let _ = rails;
+        *mending = Some(Mended { began, found });
+        found
+    }
+
+    /// Moves the peer's traffic to TCP if not one rail works.
+    #[cfg(feature = "efa")]
+    fn try_rails(&self, reason: &str) {
+        let Chosen::Fabric(peer) = self.known().path else { return };
+        if !self.inner.may_move || self.is_moved() {
+            return;
+        }
+        let Ok(engine) = self.engine() else { return };
+        let Ok(fabric) = engine.node.fabric() else { return };
+        if fabric.warm_up(peer, Instant::now() + TRYING).is_ok() {
+            return;
+        }
+        let pause = Moved::FIRST_PAUSE;
+        let news = Moved { reason: reason.to_owned(), next_try: Instant::now() + pause, pause };
+        if self.moved().replace(news).is_none() {
+            self.inner.is_moved.store(true, Ordering::Release);
+            PeerCounters::count(&self.inner.counters.failovers);
+            metrics::counter!("weft_failovers_total", "peer" => self.name().to_owned()).increment(1);
+            tracing::warn!(
+                segment = self.name(),
+                reason,
+                "its last libfabric rail has failed: moved to TCP until it works again"
+            );
+        }
+    }
+
+    /// Tries the rails of a peer whose traffic was moved, if it is time to, and moves it back if one works.
+    #[cfg(feature = "efa")]
+    pub(crate) fn try_return(&self) {
+        let Ok(engine) = self.engine() else { return };
+        // The peer may have other endpoints by now.
+        let refreshed = self.refresh(Instant::now() + MENDING);
+        let Chosen::Fabric(peer) = self.known().path else { return };
+        let works = refreshed
+            .and_then(|()| engine.node.fabric()?.warm_up(peer, Instant::now() + TRYING))
+            .inspect_err(|error| tracing::debug!(segment = self.name(), %error, "not back on libfabric yet"));
+        if works.is_ok() {
+            if self.unmove() {
+                PeerCounters::count(&self.inner.counters.returns);
+                tracing::info!(segment = self.name(), "libfabric works again: moved back from TCP");
+            }
+        } else if let Some(moved) = &mut *self.moved() {
+            moved.pause = (moved.pause * 2).min(Moved::LONGEST_PAUSE);
+            moved.next_try = Instant::now() + moved.pause;
+        }
+    }
+
+    /// Whether it is time to [try](Self::try_return); then not again until that has been done.
+    #[cfg(feature = "efa")]
+    pub(crate) fn return_is_due(&self) -> bool {
+        if !self.is_moved() {
+            return false;
+        }
+        let now = Instant::now();
+        match &mut *self.moved() {
+            Some(moved) if moved.next_try <= now => {
+                // Longer than the attempt can take.
+                moved.next_try = now + MENDING + TRYING + Moved::LONGEST_PAUSE;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    #[cfg(feature = "efa")]
+    pub(crate) fn is_of(&self, id: efa_transport::PeerId) -> bool {
+        matches!(self.known().path, Chosen::Fabric(peer) if peer == id)
+    }
+}
+
+#[cfg(feature = "efa")]
+impl Moved {
+    /// The first attempt to return, and the longest pause between two: long enough that a link that flaps does not drag the
+    /// traffic along, short enough that nobody has to ask for it.
+    const FIRST_PAUSE: Duration = Duration::from_millis(250);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 }
 
 impl fmt::Debug for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Segment({} path={} buffers={})", self.name(), self.path(), self.known().buffers.len())
+        write!(f, "Segment({} path={} buffers={})", self.name(), self.path(), self.known().buffers().len())
     }
-}
-
-impl Known {
-    fn new(segment: &str, card: Card, path: Chosen) -> Result<Self, Error> {
-        let broken = |reason| Error::Control { segment: segment.to_owned(), reason };
-        if card.buffers.len() > MAX_BUFFERS {
-            return Err(broken(format!("it claims {} buffers, more than {MAX_BUFFERS}", card.buffers.len())));
-        }
-        let mut buffers = Vec::with_capacity(card.buffers.len());
-        for buffer in card.buffers {
-            let tcp = RegionDescriptor::from_bytes(&buffer.tcp)
-                .map_err(|error| broken(format!("buffer {:?}: {error}", buffer.label)))?;
-            buffers.push(RemoteBuffer { label: buffer.label.into(), tcp });
-        }
-        buffers.sort_by_key(|buffer| (buffer.addr(), buffer.len()));
-        Ok(Self { buffers, path })
-    }
-
-    /// The buffer that holds every range of `shape`.
-    pub(crate) fn buffer_around(&self, segment: &str, shape: &Shape<'_>) -> Result<&RemoteBuffer, Error> {
-        let (low, high) = bounds(shape);
-        // Buffers may overlap, so the nearest one below is not always the one; a longer one may begin further down.
-        let candidates = &self.buffers[..self.buffers.partition_point(|buffer| buffer.addr() <= low)];
-        let holds = |buffer: &&RemoteBuffer| high - buffer.addr() <= buffer.len();
-        candidates.iter().rev().find(holds).ok_or_else(|| Error::NotInSegment {
-            segment: segment.to_owned(),
-            addr: low,
-            len: high - low,
-            buffers: self.buffers.len(),
-        })
-    }
-}
-
-/// Lowest address of a shape and the one past its highest.
-fn bounds(shape: &Shape<'_>) -> (u64, u64) {
-    let span = |(low, high): (u64, u64), (addr, len): (u64, u64)| {
-        (low.min(addr), high.max(addr.saturating_add(len)))
-    };
-    let nothing = (u64::MAX, 0);
-    let (low, high) = match *shape {
-        Shape::Contiguous { addr, len } => span(nothing, (addr, len)),
-        Shape::Paged { page_len, addrs } => addrs.iter().map(|&addr| (addr, page_len)).fold(nothing, span),
-        Shape::Strided { addr, block_len, stride, count } => {
-            let last = addr.saturating_add(stride.saturating_mul(count.saturating_sub(1)));
-            span(span(nothing, (addr, block_len)), (last, block_len))
-        }
-        Shape::Scatter(ranges) => ranges.iter().copied().fold(nothing, span),
-    };
-    (low, high.max(low))
 }
 
 /// One round trip that tells both sides everything; then the path is chosen.
-fn describe(name: &str, peer: &Peer, node: &Arc<Node>, deadline: Instant) -> Result<Known, Error> {
-    let Answer::Describe(card) = ask(name, peer, &Ask::Describe(node.card()), deadline)? else {
+fn describe(name: &str, engine: &Engine, deadline: Instant) -> Result<Known, Error> {
+    let peer = engine.transport.peer(engine.resolve(name)?)?;
+    let Answer::Describe { card, number } = ask(name, &peer, &Ask::Describe(engine.node.card()), deadline)?
+    else {
         return Err(wrong_answer(name));
     };
-    let path = node.choose(name, &card)?;
-    Known::new(name, card, path)
+    let (path, why) = engine.node.choose(name, &card)?;
+    Known::new(name, card, peer, number, (path, why))
 }
 
 fn ask(segment: &str, peer: &Peer, ask: &Ask, deadline: Instant) -> Result<Answer, Error> {
@@ -262,57 +415,20 @@ fn wrong_answer(segment: &str) -> Error {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::control::BufferCard;
-    use proptest::prelude::*;
-
-    fn known(ranges: &[(u64, u64)]) -> Known {
-        let buffers = ranges.iter().map(|&(addr, len)| {
-            let mut tcp = vec![7; 16];
-            tcp.extend(addr.to_le_bytes());
-            tcp.extend(len.to_le_bytes());
-            tcp.extend([3, 0, 0, 0, 0, 0, 0, 0]);
-            BufferCard { label: format!("{addr:x}"), tcp }
-        });
-        Known::new("peer", Card { buffers: buffers.collect(), ..Card::default() }, Chosen::Tcp).unwrap()
-    }
-
-    proptest! {
-        /// Against the obvious search over all buffers, overlapping ones too.
-        #[test]
-        fn a_buffer_is_found_exactly_if_one_holds_the_range(
-            ranges in prop::collection::vec((0u64..200, 1u64..100), 0..12), addr in 0u64..300, len in 1u64..120,
-        ) {
-            let known = known(&ranges);
-            let holds = |a: u64, l: u64| a <= addr && addr + len <= a + l;
-            let wanted = ranges.iter().any(|&(a, l)| holds(a, l));
-            match known.buffer_around("peer", &Shape::contiguous(addr, len)) {
-                Ok(found) => prop_assert!(holds(found.addr(), found.len())),
-                Err(_) => prop_assert!(!wanted),
-            }
+/// Lowest address of a shape and the one past its highest.
+pub(crate) fn bounds(shape: &Shape<'_>) -> (u64, u64) {
+    let span = |(low, high): (u64, u64), (addr, len): (u64, u64)| {
+        (low.min(addr), high.max(addr.saturating_add(len)))
+    };
+    let nothing = (u64::MAX, 0);
+    let (low, high) = match *shape {
+        Shape::Contiguous { addr, len } => span(nothing, (addr, len)),
+        Shape::Paged { page_len, addrs } => addrs.iter().map(|&addr| (addr, page_len)).fold(nothing, span),
+        Shape::Strided { addr, block_len, stride, count } => {
+            let last = addr.saturating_add(stride.saturating_mul(count.saturating_sub(1)));
+            span(span(nothing, (addr, block_len)), (last, block_len))
         }
-
-        #[test]
-        fn bounds_enclose_every_range(ranges in prop::collection::vec((0u64..1000, 1u64..50), 1..10)) {
-            let (low, high) = bounds(&Shape::Scatter(&ranges));
-            prop_assert_eq!(low, ranges.iter().map(|r| r.0).min().unwrap());
-            prop_assert_eq!(high, ranges.iter().map(|r| r.0 + r.1).max().unwrap());
-            let (addr, stride) = (ranges[0].0, 100);
-            let count = ranges.len() as u64;
-            let strided = Shape::Strided { addr, block_len: 10, stride, count };
-            prop_assert_eq!(bounds(&strided), (addr, addr + stride * (count - 1) + 10));
-        }
-    }
-
-    #[test]
-    fn hostile_cards_are_refused() {
-        let short =
-            Card { buffers: vec![BufferCard { label: "x".into(), tcp: vec![1; 39] }], ..Card::default() };
-        assert!(matches!(Known::new("peer", short, Chosen::Tcp), Err(Error::Control { .. })));
-        let k = known(&[(u64::MAX - 100, 50)]);
-        assert!(k.buffer_around("peer", &Shape::contiguous(u64::MAX - 60, 50)).is_err());
-        assert!(k.buffer_around("peer", &Shape::Paged { page_len: 1, addrs: &[] }).is_err());
-    }
+        Shape::Scatter(ranges) => ranges.iter().copied().fold(nothing, span),
+    };
+    (low, high.max(low))
 }

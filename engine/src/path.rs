@@ -1,0 +1,30 @@
+//! Which way the bytes of a segment's requests go.
+
+use std::fmt;
+
+/// Which way the bytes of a segment's requests go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Path {
+    /// TCP, or the copy within the host that the TCP peers have agreed on.
+    Tcp(tcp_transport::Path),
+    /// libfabric, by its provider; EFA with its fabric, `efa/efa-direct` or `efa/efa`.
+    Fabric(String),
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(path) => write!(f, "tcp/{path}"),
+            Self::Fabric(what) => f.write_str(what),
+        }
+    }
+}
+
+/// The transport that carries this segment's requests.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Chosen {
+    Tcp,
+    #[cfg(feature = "efa")]
+    Fabric(efa_transport::PeerId),
+}
