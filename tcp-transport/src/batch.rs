@@ -35,6 +35,11 @@ pub(crate) struct BatchState {
     alive: AtomicUsize,
     /// Some slice was let go of while its bytes may still be under way.
     doubtful: AtomicBool,
+    /// Some request has failed.
+    failed: AtomicBool,
+    /// Threads that sleep until something changes, or have left a poke. Whoever changes something takes the lock for them
+    /// only if there are any.
+    watchers: AtomicUsize,
     /// A bit for each lane that a slice has been put on, by its number modulo 64.
     lanes: AtomicU64,
     counters: Arc<Counters>,
@@ -47,7 +52,6 @@ struct BatchInner {
     waker: Option<Waker>,
     answer: Vec<u8>,
     peers: Vec<Arc<PeerInner>>,
-    sleepers: usize,
     nudged: bool,
     /// Wakes the waiter that blocks on its lanes' sockets.
     poke: Option<Arc<crate::drive::Poke>>,
@@ -108,43 +112,62 @@ impl Drop for Ticket {
             // The slice was dropped with its transport.
             self.end(Err(Error::ShutDown));
         }
-        if self.batch.alive.fetch_sub(1, Ordering::Release) == 1 {
+        if self.batch.alive.fetch_sub(1, Ordering::SeqCst) == 1 && self.batch.is_watched() {
             self.batch.wake(&lock(&self.batch.inner));
         }
     }
 }
 
 impl BatchState {
-    pub(crate) fn new(counters: Arc<Counters>) -> Arc<Self> {
+    fn new(counters: Arc<Counters>) -> Arc<Self> {
         Arc::new(Self {
             inner: Mutex::default(),
             changed: Condvar::new(),
             running: AtomicUsize::new(0),
             alive: AtomicUsize::new(0),
             doubtful: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            watchers: AtomicUsize::new(0),
             lanes: AtomicU64::new(0),
             counters,
         })
     }
 
-    /// Prepares for `requests` requests; only while nobody else has it.
-    pub(crate) fn reset(&self, requests: usize) {
-        let mut inner = lock(&self.inner);
+    /// A fresh one, outside of any pool.
+    #[cfg(test)]
+    pub(crate) fn with_requests(counters: &Arc<Counters>, requests: usize) -> Arc<Self> {
+        let mut this = Self::new(Arc::clone(counters));
+        if let Some(state) = Arc::get_mut(&mut this) {
+            state.reset(requests);
+        }
+        this
+    }
+
+    /// Prepares for `requests` requests, each with its [first ticket](Self::first_ticket) to be taken.
+    fn reset(&mut self, requests: usize) {
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
         inner.requests.clear();
-        inner.requests.resize_with(requests, RequestState::default);
+        inner.requests.resize_with(requests, || RequestState { running: 1, error: None, gate: None });
         inner.failed = 0;
         inner.waker = None;
         inner.answer = Vec::new();
         inner.peers.clear();
         inner.nudged = false;
         // One for the submitter, so that the batch cannot end while slices are still being added.
-        self.running.store(1, Ordering::Relaxed);
-        self.alive.store(0, Ordering::Relaxed);
-        self.doubtful.store(false, Ordering::Relaxed);
-        self.lanes.store(0, Ordering::Relaxed);
+        *self.running.get_mut() = 1 + requests;
+        *self.alive.get_mut() = requests;
+        *self.doubtful.get_mut() = false;
+        *self.failed.get_mut() = false;
+        *self.lanes.get_mut() = 0;
     }
 
-    /// One more slice of a request.
+    /// The ticket that every request has from the start, to be taken once: the request ends when this one and all others of it
+    /// have ended.
+    pub(crate) fn first_ticket(self: &Arc<Self>, index: usize) -> Ticket {
+        Ticket { batch: Arc::clone(self), index: index as u32, ended: false }
+    }
+
+    /// One more slice of a request that has not ended.
     pub(crate) fn ticket(self: &Arc<Self>, index: usize) -> Ticket {
         lock(&self.inner).requests[index].running += 1;
         self.running.fetch_add(1, Ordering::Relaxed);
@@ -179,7 +202,12 @@ impl BatchState {
 
     /// The submitter has added all slices.
     pub(crate) fn seal(&self) {
-        self.one_less();
+        if self.running.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let waker = self.all_ended(&mut lock(&self.inner));
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
     }
 
     fn end(&self, index: u32, result: Result<(), Error>) -> Option<Box<Slice>> {
@@ -192,6 +220,7 @@ impl BatchState {
         {
             request.error = Some(e);
             *failed += 1;
+            self.failed.store(true, Ordering::Relaxed); // seen by whoever sees the end
         }
         let (mut start, mut drop_later) = (None, None);
         if request.running == 1 && request.gate.is_some() {
@@ -207,30 +236,37 @@ impl BatchState {
             };
             counter.fetch_add(1, Ordering::Relaxed);
         }
+        let last = self.running.fetch_sub(1, Ordering::SeqCst) == 1;
+        let waker = if last { self.all_ended(&mut inner) } else { None };
         drop(inner);
         drop(drop_later); // its ticket ends it too, which takes the lock
-        self.one_less();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
         start
     }
 
-    fn one_less(&self) {
-        if self.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let mut inner = lock(&self.inner);
-            let waker = inner.waker.take();
-            self.wake(&inner);
-            drop(inner);
-            if let Some(waker) = waker {
-                waker.wake();
-            }
+    /// Wakes everybody; the waker is to be woken without the lock.
+    fn all_ended(&self, inner: &mut BatchInner) -> Option<Waker> {
+        if self.is_watched() {
+            self.wake(inner);
         }
+        inner.waker.take()
     }
 
+    // The counts below and `watchers` are two sides of one agreement: who changes a count looks at `watchers` after it, who
+    // watches says so before looking at the counts. That only holds if all of them have one order.
+
     pub(crate) fn has_ended(&self) -> bool {
-        self.running.load(Ordering::Acquire) == 0
+        self.running.load(Ordering::SeqCst) == 0
     }
 
     fn is_quiet(&self) -> bool {
-        self.alive.load(Ordering::Acquire) == 0
+        self.alive.load(Ordering::SeqCst) == 0
+    }
+
+    fn is_watched(&self) -> bool {
+        self.watchers.load(Ordering::SeqCst) > 0
     }
 
     /// Wakes one sleeper, which is to drive a lane now.
@@ -241,9 +277,7 @@ impl BatchState {
     }
 
     fn wake(&self, inner: &BatchInner) {
-        if inner.sleepers > 0 {
-            self.changed.notify_all();
-        }
+        self.changed.notify_all();
         if let Some(poke) = &inner.poke {
             poke.poke();
         }
@@ -252,23 +286,24 @@ impl BatchState {
     /// Sleeps until `done`, a nudge, or the deadline.
     fn sleep(&self, done: impl Fn(&Self) -> bool, deadline: Instant) {
         let mut inner = lock(&self.inner);
+        self.watchers.fetch_add(1, Ordering::SeqCst);
         while !done(self) && !inner.nudged {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            inner.sleepers += 1;
             inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
-            inner.sleepers -= 1;
         }
+        self.watchers.fetch_sub(1, Ordering::SeqCst);
         inner.nudged = false;
     }
 
+    /// How it ended, when it has.
     fn result(&self) -> Result<(), Error> {
-        let inner = lock(&self.inner);
-        if inner.failed == 0 {
+        if !self.failed.load(Ordering::Relaxed) {
             return Ok(());
         }
+        let inner = lock(&self.inner);
         let first = inner.requests.iter().enumerate().find_map(|(i, r)| r.error.clone().map(|e| (i, e)));
         match first {
             None => Ok(()),
@@ -290,8 +325,15 @@ impl BatchState {
         into.extend(lock(&self.inner).peers.iter().cloned());
     }
 
-    fn set_poke(&self, poke: Option<&Arc<crate::drive::Poke>>) {
-        lock(&self.inner).poke = poke.cloned();
+    /// From now on `poke` is told when something ends; `None` ends that.
+    pub(crate) fn set_poke(&self, poke: Option<&Arc<crate::drive::Poke>>) {
+        let mut inner = lock(&self.inner);
+        let before = std::mem::replace(&mut inner.poke, poke.cloned());
+        match (before, poke) {
+            (None, Some(_)) => drop(self.watchers.fetch_add(1, Ordering::SeqCst)),
+            (Some(_), None) => drop(self.watchers.fetch_sub(1, Ordering::SeqCst)),
+            _ => {}
+        }
     }
 }
 
@@ -343,7 +385,6 @@ impl BatchHandle {
             return true;
         }
         self.state.peers(&mut peers.list);
-        self.state.set_poke(peers.poke());
         let ended = loop {
             if !peers.drive(&self.state, deadline, done) && !done(&self.state) {
                 // Somebody else drives every lane that matters, or there is none yet.
@@ -357,7 +398,7 @@ impl BatchHandle {
                 break false;
             }
         };
-        self.state.set_poke(None);
+        peers.take_back_poke(&self.state);
         if !ended {
             self.leave_to_io(&peers.list);
         }
@@ -460,14 +501,18 @@ impl BatchPool {
         Arc::new(Self { spare: Mutex::default(), counters })
     }
 
-    pub(crate) fn take(&self, requests: usize) -> Arc<BatchState> {
+    /// A state for so many requests, the first of them to this peer.
+    pub(crate) fn take(&self, requests: usize, peer: &Arc<PeerInner>) -> Arc<BatchState> {
         let mut spare = lock(&self.spare);
         // The last slice of an ended batch may be about to let go of it: then the next one will do.
-        let free = spare.iter().rposition(|s| Arc::strong_count(s) == 1);
+        let free = spare.iter_mut().rposition(|s| Arc::get_mut(s).is_some());
         let state = free.map(|at| spare.swap_remove(at));
         drop(spare);
-        let state = state.unwrap_or_else(|| BatchState::new(Arc::clone(&self.counters)));
-        state.reset(requests);
+        let mut state = state.unwrap_or_else(|| BatchState::new(Arc::clone(&self.counters)));
+        if let Some(state) = Arc::get_mut(&mut state) {
+            state.reset(requests);
+            state.inner.get_mut().unwrap_or_else(PoisonError::into_inner).peers.push(Arc::clone(peer));
+        }
         state
     }
 

@@ -46,6 +46,8 @@ pub(crate) struct Peers {
     lanes: Vec<Arc<Lane>>,
     leavings: Leavings,
     poke: Option<Arc<Poke>>,
+    /// The batch knows the poke.
+    poke_is_left: bool,
 }
 
 thread_local! {
@@ -60,11 +62,21 @@ impl Peers {
         Borrowed(Some(LISTS.take().unwrap_or_default()))
     }
 
-    pub(crate) fn poke(&mut self) -> Option<&Arc<Poke>> {
-        if self.poke.is_none() {
-            self.poke = Poke::new();
+    /// Leaves the poke with the batch, before the first time that the waiter blocks on more than one thing.
+    fn leave_poke(&mut self, batch: &BatchState) {
+        if !std::mem::replace(&mut self.poke_is_left, true) {
+            if self.poke.is_none() {
+                self.poke = Poke::new();
+            }
+            batch.set_poke(self.poke.as_ref());
         }
-        self.poke.as_ref()
+    }
+
+    /// Ends that; to be called when the waiting is over.
+    pub(crate) fn take_back_poke(&mut self, batch: &BatchState) {
+        if std::mem::take(&mut self.poke_is_left) {
+            batch.set_poke(None);
+        }
     }
 
     /// Drives the lanes of these peers that have something in flight and that nobody else drives, until `done`, the deadline,
@@ -76,9 +88,14 @@ impl Peers {
         done: fn(&BatchState) -> bool,
     ) -> bool {
         self.lanes.clear();
+        let mut places = 0;
         for peer in &self.list {
             peer.lanes(|lane| {
-                if lane.in_flight() == 0 || !batch.uses_lane(lane.number) || self.lanes.len() == MAX_DRIVEN {
+                if lane.in_flight() == 0 || !batch.uses_lane(lane.number) {
+                    return;
+                }
+                places += 1;
+                if self.lanes.len() == MAX_DRIVEN {
                     return;
                 }
                 if !lane.try_drive() {
@@ -93,14 +110,22 @@ impl Peers {
         if self.lanes.is_empty() {
             return false;
         }
-        self.run(batch, deadline, done);
+        let queued: usize = self.list.iter().map(|p| p.queued()).sum();
+        self.run(batch, deadline, done, places + queued <= 1);
         while let Some(lane) = self.lanes.pop() {
             lane.stop_driving();
         }
         true
     }
 
-    fn run(&mut self, batch: &BatchState, deadline: Option<Instant>, done: fn(&BatchState) -> bool) {
+    /// `alone`: everything of the batch is on the one lane that is being driven, so that nobody else can end the batch.
+    fn run(
+        &mut self,
+        batch: &BatchState,
+        deadline: Option<Instant>,
+        done: fn(&BatchState) -> bool,
+        mut alone: bool,
+    ) {
         let started = Coarse::now();
         while !done(batch) {
             let now = Coarse::now();
@@ -114,35 +139,32 @@ impl Peers {
             if left.is_zero() || self.lanes.iter().all(|l| l.in_flight() == 0) {
                 return;
             }
-            if self.lanes.len() == 1 && left >= BLOCKING_RECEIVE && self.is_alone(batch) {
-                let lane = Arc::clone(&self.lanes[0]);
-                if lane.can_block() {
-                    let result = lane.receive_blocking(&mut self.leavings);
-                    if !self.settle(&lane, result) {
-                        return;
-                    }
-                    continue;
+            if self.lanes.len() == 1 && left >= BLOCKING_RECEIVE && alone && self.lanes[0].can_block() {
+                let result = self.lanes[0].receive_blocking(&mut self.leavings);
+                if !self.settle(0, result) {
+                    return;
                 }
+                alone = done(batch) || self.is_alone(batch);
+                continue;
             }
             let ready = self.wait(batch, left.min(TICK), done);
             for index in 0..self.lanes.len().min(64) {
                 if ready & 1 << index == 0 {
                     continue;
                 }
-                let lane = Arc::clone(&self.lanes[index]);
-                let result = lane.service(true, &mut self.leavings);
-                if !self.settle(&lane, result) {
+                let result = self.lanes[index].service(true, &mut self.leavings);
+                if !self.settle(index, result) {
                     return; // the list of lanes has changed
                 }
             }
             for peer in &self.list {
                 peer.dispatch();
             }
+            alone = self.lanes.len() == 1 && self.is_alone(batch);
         }
     }
 
-    /// Whether everything of the batch that is in flight is on the one lane that is being driven, so that nobody else can
-    /// end the batch.
+    /// See [`run`](Self::run).
     fn is_alone(&self, batch: &BatchState) -> bool {
         let mut others = 0;
         for peer in &self.list {
@@ -155,9 +177,8 @@ impl Peers {
     /// Looks at deadlines; false if a lane was lost.
     fn tick(&mut self, now: Instant) -> bool {
         for index in 0..self.lanes.len() {
-            let lane = Arc::clone(&self.lanes[index]);
-            let result = lane.tick(now, &mut self.leavings);
-            if !self.settle(&lane, result) {
+            let result = self.lanes[index].tick(now, &mut self.leavings);
+            if !self.settle(index, result) {
                 return false;
             }
         }
@@ -167,7 +188,12 @@ impl Peers {
         true
     }
 
-    fn settle(&mut self, lane: &Arc<Lane>, result: Result<(), String>) -> bool {
+    /// Sees to what a lane has left behind; false if it is lost.
+    fn settle(&mut self, index: usize, result: Result<(), String>) -> bool {
+        if result.is_ok() && self.leavings.is_empty() {
+            return true;
+        }
+        let lane = &Arc::clone(&self.lanes[index]);
         let Some(peer) = lane.peer.upgrade() else { return false };
         peer.tidy(lane, &mut self.leavings);
         match result {
@@ -181,6 +207,7 @@ impl Peers {
 
     /// Blocks until a lane can go on; returns a bit for each that can.
     fn wait(&mut self, batch: &BatchState, timeout: Duration, done: fn(&BatchState) -> bool) -> u64 {
+        self.leave_poke(batch);
         let Some(poke) = self.poke.clone() else { return 0 };
         let flags = |lane: &Arc<Lane>| match lane.core().has_unsent() {
             true => PollFlags::IN | PollFlags::OUT,

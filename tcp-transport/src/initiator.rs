@@ -192,7 +192,7 @@ impl Initiator {
         let Some(&index) = self.queue.front() else { return Ok(()) };
         let Slot { slice, head, .. } = &self.slots[index as usize];
         let Some(local) = &slice.local else { return Ok(()) };
-        match (slice.kind, local.region().memory.device()) {
+        match (slice.kind, local.region().device()) {
             (Kind::Write, Some(device)) => {
                 let done = self.front_sent.saturating_sub(head.len() as u64);
                 self.staged.fill(device, &slice.local_ranges, self.front_cursor, done)
@@ -205,7 +205,7 @@ impl Initiator {
     pub(crate) fn is_staging(&self) -> bool {
         let Some(Receiving { slot, sink: Sink::Memory(_), .. }) = self.receiving else { return false };
         let local = &self.slots[slot as usize].slice.local;
-        local.as_ref().is_some_and(|l| l.region().memory.device().is_some())
+        local.as_ref().is_some_and(|l| l.region().device().is_some())
     }
 
     /// Lists the next bytes to send.
@@ -217,7 +217,7 @@ impl Initiator {
             let slot = &self.slots[index as usize];
             let (sent, cursor) =
                 if nth == 0 { (self.front_sent, self.front_cursor) } else { (0, Cursor::default()) };
-            let device = slot.slice.local.as_ref().is_some_and(|l| l.region().memory.device().is_some());
+            let device = slot.slice.local.as_ref().is_some_and(|l| l.region().device().is_some());
             let staged = device && slot.slice.kind == Kind::Write;
             if staged && nth > 0 {
                 return; // it is staged when it is the first
@@ -279,7 +279,7 @@ impl Initiator {
     pub(crate) fn scatter<'a>(&'a self, out: &mut Scatter<'a>, limit: u64) {
         let Some(Receiving { slot, sink: Sink::Memory(cursor), .. }) = self.receiving else { return };
         let slice = &self.slots[slot as usize].slice;
-        let Some(local) = slice.local.as_ref().filter(|l| l.region().memory.device().is_none()) else {
+        let Some(local) = slice.local.as_ref().filter(|l| l.region().device().is_none()) else {
             return;
         };
         let mut left = self.decoder.payload_left().min(limit);
@@ -374,7 +374,7 @@ impl Initiator {
             Sink::Nowhere => {}
             Sink::Message => slice.message.extend_from_slice(bytes),
             Sink::Memory(cursor) => {
-                if let Some(device) = slice.local.as_ref().and_then(|l| l.region().memory.device()) {
+                if let Some(device) = slice.local.as_ref().and_then(|l| l.region().device()) {
                     if let Err(text) = staging::copy_in(device, &slice.local_ranges, *cursor, bytes) {
                         slice.device_error.get_or_insert(text);
                     }
@@ -423,7 +423,7 @@ impl Initiator {
             return Ok(());
         }
         if let (0, Kind::Read, Some(device)) =
-            (code, slice.kind, slice.local.as_ref().and_then(|l| l.region().memory.device()))
+            (code, slice.kind, slice.local.as_ref().and_then(|l| l.region().device()))
             && let Err(text) = device.flush()
         {
             slice.device_error.get_or_insert(text);

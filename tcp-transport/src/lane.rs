@@ -46,6 +46,8 @@ pub(crate) struct Lane {
     core: Mutex<LaneCore>,
     /// Mirrors `Initiator::in_flight`, for a look without the lock.
     in_flight: AtomicUsize,
+    /// Mirrors that everything is sent and the stream stands between two frames.
+    calm: AtomicBool,
     driven: AtomicBool,
     parked: Mutex<Vec<Arc<BatchState>>>,
     pub(crate) io: Arc<IoShared>,
@@ -108,6 +110,7 @@ impl Lane {
             socket,
             core: Mutex::new(core),
             in_flight: AtomicUsize::new(0),
+            calm: AtomicBool::new(true),
             driven: AtomicBool::new(false),
             parked: Mutex::default(),
             io,
@@ -195,6 +198,7 @@ impl Lane {
     /// To be called before the core is let go of, after anything may have changed.
     pub(crate) fn publish(&self, core: &LaneCore) {
         self.in_flight.store(core.initiator.in_flight(), Ordering::Release);
+        self.calm.store(!core.has_unsent() && core.initiator.is_between_frames(), Ordering::Release);
     }
 
     // ---- who drives ----------------------------------------------------------------------------------------------
@@ -253,10 +257,12 @@ impl Lane {
 
     /// Arms the I/O thread if bytes have to move that nobody else will move.
     pub(crate) fn arm_if_needed(&self) {
-        let (unsent, expected, in_flight) = {
-            let core = self.core();
-            (core.has_unsent(), core.initiator.bytes_expected(), core.initiator.in_flight())
-        };
+        self.arm(&self.core());
+    }
+
+    fn arm(&self, core: &LaneCore) {
+        let (unsent, expected, in_flight) =
+            (core.has_unsent(), core.initiator.bytes_expected(), core.initiator.in_flight());
         if self.dead.load(Ordering::Acquire) {
             return;
         }
@@ -281,8 +287,7 @@ impl Lane {
 
     /// Whether the next bytes may be received without holding the core: no payload is expected that has a place of its own.
     pub(crate) fn can_block(&self) -> bool {
-        let core = self.core();
-        !core.has_unsent() && core.initiator.is_between_frames()
+        self.calm.load(Ordering::Acquire)
     }
 
     /// Blocks in the socket for [`BLOCKING_RECEIVE`] at most; only for the driver, and only if [`can_block`](Self::can_block).
@@ -314,8 +319,18 @@ impl Lane {
 
     /// Sends what is possible without blocking.
     pub(crate) fn flush(&self) -> Result<(), Cause> {
+        self.flush_and(false)
+    }
+
+    /// As [`flush`](Self::flush); if `arm`, an I/O thread is armed for the rest unless somebody drives the lane.
+    pub(crate) fn flush_and(&self, arm: bool) -> Result<(), Cause> {
         let mut core = self.core();
-        core.flush(&self.socket)
+        let result = core.flush(&self.socket);
+        self.publish(&core);
+        if arm && result.is_ok() && !self.is_driven() {
+            self.arm(&core);
+        }
+        result
     }
 
     /// Ends what is past its deadline, asks a quiet peer for a sign of life, and gives up on a silent one. Returns when to

@@ -63,7 +63,7 @@ impl World {
     fn slice(&self, op: &Op, batch: &Arc<BatchState>, index: usize, events: &mut Window) -> Slice {
         let deadline = Instant::now() + Duration::from_secs(3600);
         let mut slice = Slice::empty(deadline);
-        slice.ticket = Some(batch.ticket(index));
+        slice.ticket = Some(batch.first_ticket(index));
         match op {
             Op::Copy { write, immediate, pieces } => {
                 slice.kind = if *write { Kind::Write } else { Kind::Read };
@@ -210,8 +210,7 @@ proptest! {
     ) {
         let world = World::new(1000);
         let (here, there) = (contents(&world.here), contents(&world.there));
-        let batch = BatchState::new(Arc::clone(&world.counters));
-        batch.reset(ops.len());
+        let batch = BatchState::with_requests(&world.counters, ops.len());
         let mut events = Window::default();
         let (mut initiator, mut responder) = (Initiator::new(addr(), 1 << 20), world.responder());
         for (i, op) in ops.iter().enumerate() {
@@ -240,8 +239,7 @@ proptest! {
     ) {
         let world = World::new(1000);
         let (here, there) = (contents(&world.here), contents(&world.there));
-        let batch = BatchState::new(Arc::clone(&world.counters));
-        batch.reset(ops.len());
+        let batch = BatchState::with_requests(&world.counters, ops.len());
         let mut events = Window::default();
         let mut waiting: Vec<Slice> =
             ops.iter().enumerate().map(|(i, op)| world.slice(op, &batch, i, &mut events)).collect();
@@ -270,8 +268,7 @@ proptest! {
     #[test]
     fn cancelling_anywhere_keeps_the_lane_in_step(ops in ops(), steps in 0_usize..40, cut in 1_usize..200) {
         let world = World::new(1000);
-        let batch = BatchState::new(Arc::clone(&world.counters));
-        batch.reset(ops.len());
+        let batch = BatchState::with_requests(&world.counters, ops.len());
         let mut events = Window::default();
         let (mut initiator, mut responder) = (Initiator::new(addr(), 1 << 20), world.responder());
         for (i, op) in ops.iter().enumerate() {
@@ -288,8 +285,7 @@ proptest! {
         prop_assert!(contents(&world.here) == quiet, "a cancelled read went on writing");
         prop_assert_eq!(initiator.in_flight(), 0);
         // And the lane still works.
-        let again = BatchState::new(Arc::clone(&world.counters));
-        again.reset(1);
+        let again = BatchState::with_requests(&world.counters, 1);
         let op = Op::Copy { write: true, immediate: false, pieces: vec![(0, 0, 100)] };
         initiator.push(&mut world.slice(&op, &again, 0, &mut events), events.floor());
         again.seal();
@@ -304,8 +300,7 @@ proptest! {
         let world = World::new(room);
         let ops: Vec<_> =
             (0..count).map(|i| Op::Copy { write: true, immediate: true, pieces: vec![(i as u64, i as u64, 1)] }).collect();
-        let batch = BatchState::new(Arc::clone(&world.counters));
-        batch.reset(count);
+        let batch = BatchState::with_requests(&world.counters, count);
         let mut events = Window::default();
         let (mut initiator, mut responder) = (Initiator::new(addr(), 1 << 20), world.responder());
         for (i, op) in ops.iter().enumerate() {
@@ -595,12 +590,11 @@ fn a_recorded_hello_opens_nothing() {
 #[test]
 fn a_call_is_an_errand_and_its_answer_comes_back() {
     let world = World::new(10);
-    let batch = BatchState::new(Arc::clone(&world.counters));
-    batch.reset(1);
+    let batch = BatchState::with_requests(&world.counters, 1);
     let (mut initiator, mut responder) = (Initiator::new(addr(), 1 << 20), world.responder());
     let mut slice = Slice::empty(Instant::now() + Duration::from_secs(60));
     (slice.kind, slice.event, slice.message) = (Kind::Call, Some(0), b"question".to_vec());
-    slice.ticket = Some(batch.ticket(0));
+    slice.ticket = Some(batch.first_ticket(0));
     initiator.push(&mut slice, 0);
     batch.seal();
     while step(&mut initiator, &mut responder, 5, 5) {}

@@ -137,15 +137,14 @@ impl Peer {
         if kind != Kind::Ping {
             slice.event = Some(self.inner.take_event()?);
         }
-        let batch = context.pool.take(1);
-        slice.ticket = Some(batch.ticket(0));
-        batch.add_peer(&self.inner);
+        let batch = context.pool.take(1, &self.inner);
+        slice.ticket = Some(batch.first_ticket(0));
         let mut touched = Touched::default();
         let mut state = lock(&self.inner.state);
         self.inner.place(&mut state, slice, &mut touched, &mut Share::single());
         drop(state);
         batch.seal();
-        self.inner.flush(touched, false);
+        self.inner.flush(&touched, false);
         let handle = BatchHandle::new(batch, Arc::clone(&context.pool));
         handle.wait()?;
         Ok(handle.state().take_answer())
@@ -162,20 +161,23 @@ impl fmt::Debug for Peer {
 #[derive(Default)]
 pub(crate) struct Touched {
     lanes: [Option<Arc<Lane>>; MAX_LANES],
+    count: usize,
 }
 
 impl Touched {
     fn add(&mut self, lane: &Arc<Lane>) {
-        for slot in &mut self.lanes {
-            match slot {
-                Some(known) if Arc::ptr_eq(known, lane) => return,
-                Some(_) => {}
-                None => {
-                    *slot = Some(Arc::clone(lane));
-                    return;
-                }
-            }
+        if self.lanes[..self.count].iter().flatten().any(|known| Arc::ptr_eq(known, lane)) {
+            return;
         }
+        // A peer has no more lanes than there are places.
+        if let Some(place) = self.lanes.get_mut(self.count) {
+            *place = Some(Arc::clone(lane));
+            self.count += 1;
+        }
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
+        self.lanes[..self.count].iter().flatten()
     }
 }
 
@@ -380,12 +382,10 @@ impl PeerInner {
 
     /// Sends what has been placed. Unless the caller is going to drive the lanes, an I/O thread is armed for what does not
     /// fit the sockets.
-    pub(crate) fn flush(self: &Arc<Self>, touched: Touched, arm: bool) {
-        for lane in touched.lanes.into_iter().flatten() {
-            if let Err(cause) = lane.flush() {
-                self.lane_lost(&lane, &cause);
-            } else if arm && !lane.is_driven() {
-                lane.arm_if_needed();
+    pub(crate) fn flush(self: &Arc<Self>, touched: &Touched, arm: bool) {
+        for lane in touched.lanes() {
+            if let Err(cause) = lane.flush_and(arm) {
+                self.lane_lost(lane, &cause);
             }
         }
     }
@@ -413,9 +413,9 @@ impl PeerInner {
             state.spare.push(slice);
         }
         drop(state);
-        for lane in touched.lanes.into_iter().flatten() {
+        for lane in touched.lanes() {
             if let Err(cause) = lane.flush() {
-                self.lane_lost(&lane, &cause);
+                self.lane_lost(lane, &cause);
             } else if !lane.is_driven() {
                 // Whoever waits for these may be asleep: there was no lane to drive.
                 lane.leave_to_io();
@@ -455,7 +455,7 @@ impl PeerInner {
                 self.home.send(Message::Watch(Arc::downgrade(self)));
             }
         }
-        self.flush(touched, true);
+        self.flush(&touched, true);
         for control in std::mem::take(&mut leavings.control) {
             match control {
                 Control::GoAway => {
@@ -624,7 +624,7 @@ impl PeerInner {
         for slice in ended {
             self.end(slice, error.clone());
         }
-        for up in touched.lanes.iter().flatten() {
+        for up in touched.lanes() {
             // The answer is wanted by nobody in particular, so the I/O thread is to see to it.
             let _ = up.flush();
             up.leave_to_io();

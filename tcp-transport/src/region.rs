@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::time::Instant;
 
 use crate::error::{Error, Refusal};
-use crate::memory::Memory;
+use crate::memory::{DeviceCopy, Memory};
 use crate::sync::{lock, read, write};
 
 /// What peers may do with a region. The process that registered it may always use it as the local side.
@@ -190,6 +190,7 @@ pub(crate) struct RegionInner {
     pub(crate) len: u64,
     pub(crate) access: Access,
     pub(crate) memory: Arc<dyn Memory>,
+    on_device: bool,
     /// Bit 63: revoked. Below: copies being made for peers right now.
     remote: AtomicU64,
     /// Own slices that use the region as their local side.
@@ -206,6 +207,11 @@ impl fmt::Debug for RegionInner {
 const REVOKED: u64 = 1 << 63;
 
 impl RegionInner {
+    /// How to reach the memory if the CPU cannot address it.
+    pub(crate) fn device(&self) -> Option<&dyn DeviceCopy> {
+        if self.on_device { self.memory.device() } else { None }
+    }
+
     /// Checks that `addr..addr + len` lies inside and returns its offset.
     pub(crate) fn offset(&self, addr: u64, len: u64) -> Option<u64> {
         let offset = addr.checked_sub(self.addr)?;
@@ -238,7 +244,7 @@ impl RegionInner {
     }
 
     fn revoke(&self) {
-        self.remote.fetch_or(REVOKED, Ordering::AcqRel);
+        self.remote.fetch_or(REVOKED, Ordering::SeqCst);
         let mut guard = lock(&self.idle.0);
         while self.remote.load(Ordering::Acquire) != REVOKED {
             guard = self.idle.1.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -250,7 +256,9 @@ impl RegionInner {
     }
 
     pub(crate) fn local_end(&self) {
-        if self.local.fetch_sub(1, Ordering::Release) == 1 && self.is_revoked() {
+        // One order with `unregister`, which sets the flag and then looks at the count.
+        if self.local.fetch_sub(1, Ordering::SeqCst) == 1 && self.remote.load(Ordering::SeqCst) & REVOKED != 0
+        {
             drop(lock(&self.idle.0));
             self.idle.1.notify_all();
         }
@@ -258,7 +266,7 @@ impl RegionInner {
 
     fn wait_local_idle(&self, deadline: Instant) -> Result<(), Error> {
         let mut guard = lock(&self.idle.0);
-        while self.local.load(Ordering::Acquire) != 0 {
+        while self.local.load(Ordering::SeqCst) != 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Error::Request(format!(
@@ -312,6 +320,7 @@ impl RegionTable {
             addr,
             len,
             access,
+            on_device: memory.device().is_some(),
             memory,
             remote: AtomicU64::new(0),
             local: AtomicU64::new(0),
@@ -341,7 +350,7 @@ impl RegionTable {
         wanted: Access,
     ) -> Option<(Arc<RegionInner>, u64)> {
         let table = read(&self.by_key);
-        table.values().filter(|r| r.access.allows(wanted) && r.memory.device().is_none()).find_map(|r| {
+        table.values().filter(|r| r.access.allows(wanted) && r.device().is_none()).find_map(|r| {
             let offset = r.offset(addr, len)?;
             Some((Arc::clone(r), offset))
         })

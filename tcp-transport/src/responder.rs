@@ -150,7 +150,7 @@ impl Responder {
     /// [`Initiator::scatter`]: crate::initiator::Initiator::scatter
     pub(crate) fn scatter<'a>(&'a self, out: &mut Scatter<'a>, limit: u64) -> Option<&'a RegionInner> {
         let Task::Write { region, cursor, .. } = &self.task else { return None };
-        if region.memory.device().is_some() {
+        if region.device().is_some() {
             return None;
         }
         let mut left = self.decoder.payload_left().min(limit);
@@ -167,7 +167,7 @@ impl Responder {
 
     /// Whether the payload that is coming belongs in a device.
     pub(crate) fn is_staging(&self) -> bool {
-        matches!(&self.task, Task::Write { region, .. } if region.memory.device().is_some())
+        matches!(&self.task, Task::Write { region, .. } if region.device().is_some())
     }
 
     /// So many bytes have been received where [`scatter`](Self::scatter) said.
@@ -349,7 +349,7 @@ impl Responder {
             Task::Write { region, cursor, .. } => {
                 let ranges = &self.ranges;
                 let copied = region.enter(|| {
-                    if let Some(device) = region.memory.device() {
+                    if let Some(device) = region.device() {
                         return staging::copy_in(device, ranges, *cursor, bytes);
                     }
                     let mut left = bytes;
@@ -385,11 +385,13 @@ impl Responder {
             Task::Idle => {}
             Task::Refused { id, code } => self.refuse(id, code),
             Task::Write { id, region, bytes, event, .. } => {
-                // Complete means visible, and revoking waits for it.
-                let flushed = region.enter(|| region.memory.device().map_or(Ok(()), |d| d.flush()));
-                if region.memory.device().is_some() && !matches!(flushed, Ok(Ok(()))) {
-                    let code = if flushed.is_err() { Refusal::Revoked } else { Refusal::DeviceCopy };
-                    return self.refuse(id, code);
+                if let Some(device) = region.device() {
+                    // Complete means visible, and revoking waits for it.
+                    match region.enter(|| device.flush()) {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_)) => return self.refuse(id, Refusal::DeviceCopy),
+                        Err(revoked) => return self.refuse(id, revoked),
+                    }
                 }
                 self.service.counters.bytes_served_written.fetch_add(bytes, Ordering::Relaxed);
                 let code = event.map_or(0, |(event, immediate)| self.deliver(event, immediate, bytes));
@@ -518,7 +520,7 @@ impl Responder {
         let Some(Reply { body: Body::Memory(region, ranges), .. }) = self.replies.front() else {
             return Ok(());
         };
-        let Some(device) = region.memory.device() else { return Ok(()) };
+        let Some(device) = region.device() else { return Ok(()) };
         let done = self.front_sent.saturating_sub(HEADER_LEN as u64);
         // A revoked region is noticed where its bytes are about to be sent.
         region.enter(|| self.staged.fill(device, ranges, self.front_cursor, done)).unwrap_or(Ok(()))
@@ -540,7 +542,7 @@ impl Responder {
                 }
                 inside = Some(region);
             }
-            let staged = matches!(&reply.body, Body::Memory(region, _) if region.memory.device().is_some());
+            let staged = matches!(&reply.body, Body::Memory(region, _) if region.device().is_some());
             if staged && nth > 0 {
                 break; // it is staged when it is the first
             }

@@ -46,6 +46,8 @@ struct ServerCore {
     last_progress: Coarse,
     interest: Interest,
     large: bool,
+    /// The end of the stream is in the socket: it has to be read, for it is not told a second time.
+    over: bool,
 }
 
 /// What has become of a lane after its turn.
@@ -77,6 +79,7 @@ impl ServerLane {
             last_progress: Coarse::now(),
             interest: Interest::READ,
             large: false,
+            over: false,
         };
         Arc::new(Self {
             number: theirs.lane,
@@ -122,6 +125,7 @@ impl ServerLane {
         let mut core = lock(&self.core);
         core.responder.go_away();
         let _ = core.flush(&self.socket);
+        self.update_interest(&mut core);
         core.responder.is_idle() || self.closed.load(Ordering::Acquire)
     }
 
@@ -142,9 +146,10 @@ impl ServerLane {
         Ok(())
     }
 
-    /// Moves what is possible without blocking.
-    pub(crate) fn turn(self: &Arc<Self>) -> Result<Turn, Cause> {
+    /// Moves what is possible without blocking. `over`: the peer will send nothing more than what is in the socket now.
+    pub(crate) fn turn(self: &Arc<Self>, over: bool) -> Result<Turn, Cause> {
         let mut core = lock(&self.core);
+        core.over |= over;
         if self.closed.load(Ordering::Acquire) {
             return Err("superseded or shut down".into());
         }
@@ -185,7 +190,7 @@ impl ServerLane {
         let interest = Interest { read: core.responder.wants_input(), write: core.has_unsent() };
         if interest != core.interest {
             core.interest = interest;
-            self.io.watch_steadily(&self.socket, self.token, interest);
+            self.io.watch_changes(&self.socket, self.token, interest);
         }
     }
 
@@ -286,7 +291,7 @@ impl ServerCore {
                     self.responder.feed(&scratch[..n - direct]).map_err(broken)?;
                 }
             }
-            if n < wanted {
+            if n < wanted && !self.over {
                 return Ok(true);
             }
             if moved >= MAX_MOVE {

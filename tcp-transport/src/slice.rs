@@ -104,7 +104,7 @@ impl Slice {
 
     /// Whether another process could copy its local side.
     pub(crate) fn is_host_capable(&self) -> bool {
-        self.local.as_ref().is_some_and(|l| l.region().memory.device().is_none())
+        self.local.as_ref().is_some_and(|l| l.region().device().is_none())
     }
 
     /// Payload bytes that follow its header.

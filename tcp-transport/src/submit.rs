@@ -1,9 +1,9 @@
 //! From a batch to slices on lanes.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use crate::batch::{BatchHandle, BatchState};
+use crate::batch::{BatchHandle, Ticket};
+use crate::clock;
 use crate::context::Context;
 use crate::error::{Error, Refusal};
 use crate::peer::{Peer, PeerInner, Share, Touched};
@@ -51,9 +51,6 @@ pub(crate) fn submit(context: &Arc<Context>, batch: &mut Batch) -> Result<BatchH
     if context.is_closed() {
         return Err(Error::ShutDown);
     }
-    if batch.is_empty() {
-        return Err(Error::Request("the batch has no requests".into()));
-    }
     let limit = context.settings.limits.queued;
     for stored in &batch.requests {
         let queued = stored.peer.inner.queued();
@@ -61,14 +58,16 @@ pub(crate) fn submit(context: &Arc<Context>, batch: &mut Batch) -> Result<BatchH
             return Err(Error::QueueFull { queued, limit });
         }
     }
-    let now = Instant::now();
-    let deadline = now + batch.deadline.unwrap_or(context.settings.deadlines.request);
-    let state = context.pool.take(batch.requests.len());
+    let deadline = clock::deadline_in(batch.deadline.unwrap_or(context.settings.deadlines.request));
+    let Some(first) = batch.requests.first() else {
+        return Err(Error::Request("the batch has no requests".into()));
+    };
+    let state = context.pool.take(batch.requests.len(), &first.peer.inner);
     let handle = BatchHandle::new(Arc::clone(&state), Arc::clone(&context.pool));
     let mut at = 0;
     while at < batch.requests.len() {
         // Requests for the same peer in a row share one turn with its lock.
-        let peer = batch.requests[at].peer.clone();
+        let peer = &batch.requests[at].peer;
         let run = batch.requests[at..].iter().take_while(|r| Arc::ptr_eq(&r.peer.inner, &peer.inner)).count();
         let total = batch.requests[at..at + run].iter().map(|r| r.bytes).sum();
         let loopback = peer.inner.loopback();
@@ -79,11 +78,11 @@ pub(crate) fn submit(context: &Arc<Context>, batch: &mut Batch) -> Result<BatchH
             let lanes = PeerInner::lane_count(&locked);
             let mut share = Share::spread(total, lanes, context.settings.stripe_bytes);
             for (index, stored) in batch.requests.iter().enumerate().skip(at).take(run) {
-                let done = match &loopback {
-                    Some(service) => copy_here(&state, index, stored, batch, service, &peer),
-                    None => false,
-                };
-                if done {
+                // The request cannot end before this one has: the last of its slices gets it.
+                let mut first = state.first_ticket(index);
+                if let Some(service) = &loopback
+                    && copy_here(&mut first, stored, batch, service, peer)
+                {
                     continue;
                 }
                 let mut cutter = Cutter::new(
@@ -91,20 +90,19 @@ pub(crate) fn submit(context: &Arc<Context>, batch: &mut Batch) -> Result<BatchH
                     &batch.remote[stored.remote.clone()],
                     stored.bytes,
                 );
-                // Keeps the request from ending between two of its slices.
-                let mut more = state.ticket(index);
                 let mut event = None;
                 if stored.immediate.is_some() {
                     match inner.take_event() {
                         Ok(number) => event = Some(number),
                         Err(e) => {
-                            drop(more.end(Err(e)));
+                            drop(first.end(Err(e)));
                             continue;
                         }
                     }
                 }
-                while !cutter.is_done() {
-                    let mut slice = PeerInner::spare(&mut locked, now);
+                let mut first = Some(first);
+                while let Some(ticket) = first.take() {
+                    let mut slice = PeerInner::spare(&mut locked, deadline);
                     slice.bytes = cutter.next(&mut slice.local_ranges, &mut slice.remote_ranges);
                     slice.deadline = deadline;
                     slice.key = stored.remote_key;
@@ -113,7 +111,12 @@ pub(crate) fn submit(context: &Arc<Context>, batch: &mut Batch) -> Result<BatchH
                         Op::Write => Kind::Write,
                     };
                     slice.local = Some(LocalUse::new(&stored.region));
-                    slice.ticket = Some(state.ticket(index));
+                    slice.ticket = Some(if cutter.is_done() {
+                        ticket
+                    } else {
+                        first = Some(ticket);
+                        state.ticket(index)
+                    });
                     if event.is_some() && cutter.is_done() {
                         slice.event = event.take();
                         slice.immediate = stored.immediate;
@@ -127,13 +130,12 @@ pub(crate) fn submit(context: &Arc<Context>, batch: &mut Batch) -> Result<BatchH
                     }
                     inner.place(&mut locked, slice, &mut touched, &mut share);
                 }
-                if let Some(gate) = more.end(Ok(())) {
-                    inner.place(&mut locked, *gate, &mut touched, &mut share);
-                }
             }
         }
-        state.add_peer(&peer.inner);
-        peer.inner.flush(touched, true);
+        if at > 0 {
+            state.add_peer(&peer.inner);
+        }
+        peer.inner.flush(&touched, true);
         at += run;
     }
     state.seal();
@@ -142,24 +144,17 @@ pub(crate) fn submit(context: &Arc<Context>, batch: &mut Batch) -> Result<BatchH
 }
 
 /// Serves a request of a peer that lives in this process; false if it has to travel after all.
-fn copy_here(
-    state: &Arc<BatchState>,
-    index: usize,
-    stored: &Stored,
-    batch: &Batch,
-    service: &Service,
-    peer: &Peer,
-) -> bool {
+fn copy_here(ticket: &mut Ticket, stored: &Stored, batch: &Batch, service: &Service, peer: &Peer) -> bool {
     let local = &stored.region;
     let access = match stored.op {
         Op::Read => Access::READ,
         Op::Write => Access::WRITE,
     };
-    if stored.immediate.is_some() || local.memory.device().is_some() {
+    if stored.immediate.is_some() || local.device().is_some() {
         return false;
     }
     let result = service.regions.find(stored.remote_key, access).and_then(|region| {
-        if region.memory.device().is_some() {
+        if region.device().is_some() {
             return Err(Refusal::Unsupported);
         }
         let (locals, remotes) = (&batch.local[stored.local.clone()], &batch.remote[stored.remote.clone()]);
@@ -192,6 +187,6 @@ fn copy_here(
     }
     let addr = peer.addr();
     let result = result.map_err(|reason| Error::Refused { peer: addr, reason });
-    drop(state.ticket(index).end(result));
+    drop(ticket.end(result));
     true
 }

@@ -138,12 +138,21 @@ fn a_process_that_was_stopped_applies_nothing_late() {
     there_and_back(&asker, &peer, process.remote, 5);
     let pid = rustix::process::Pid::from_child(&process.child);
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    // Not before every thread of it stands still.
+    let tasks = format!("/proc/{}/task", process.child.id());
+    common::until("the process is stopped", || {
+        let states = std::fs::read_dir(&tasks).unwrap().flatten().map(|t| t.path().join("stat"));
+        states
+            .map(|p| std::fs::read_to_string(p).unwrap())
+            .all(|s| s.rsplit(')').next().unwrap().starts_with(" T"))
+    });
     asker.memory.write(0, &vec![0xbb; LEN]).unwrap();
     let mut batch = Batch::new();
     batch.set_deadline(Duration::from_millis(100));
     asker.write(&mut batch, &peer, process.remote, 0, 64 << 10);
     let handle = asker.transport.submit(&mut batch).unwrap();
-    assert!(matches!(handle.wait(), Err(Error::Timeout { .. })));
+    let ended = handle.wait();
+    assert!(matches!(ended, Err(Error::Timeout { .. })), "{ended:?}");
     common::until("the lane is given up", || asker.transport.statistics().lanes_lost > 0);
     rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
     assert!(handle.quiesced(soon()));

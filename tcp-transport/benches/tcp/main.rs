@@ -4,6 +4,7 @@
 //! `path=host` against a loop over `process_vm_readv`/`writev` with the same sizes.
 
 mod bare;
+mod instructions;
 mod vm;
 
 use std::io::{BufRead, BufReader, Write};
@@ -11,6 +12,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use benchkit::callgrind;
 use benchkit::{
     Bench, CountingAllocator, CpuClock, Latencies, Metric, Result, allocations, throughput_gb_per_s,
 };
@@ -42,6 +44,9 @@ fn main() -> Result<()> {
     if std::env::var_os(CHILD).is_some() {
         return serve();
     }
+    if let Some(child) = callgrind::child() {
+        return instructions::run(&child);
+    }
     let mut bench = Bench::from_args("tcp");
     let server = Server::start()?;
     for path in [Path::Net, Path::Host] {
@@ -57,6 +62,7 @@ fn main() -> Result<()> {
         }
     }
     counted(&mut bench, &server)?;
+    instructions::compare(&mut bench)?;
     idle(&mut bench, &server)?;
     many_peers(&mut bench)?;
     bench.finish()
