@@ -102,13 +102,21 @@ impl Connection {
 }
 
 impl ToPeer {
-    /// An engine that the peer can answer to, and the peer's memory.
-    pub(crate) fn open(&self, target: &str) -> Result<(Engine, Segment), Failure> {
+    /// An engine that the peer can answer to.
+    pub(crate) fn engine(&self, target: &str) -> Result<Engine, Failure> {
         let listen = self.listen.unwrap_or_else(|| SocketAddr::new(source_towards(target), 0));
-        let engine = self.connection.engine(listen, None)?;
-        let segment = engine
-            .open(target, Instant::now() + self.connect_timeout)
-            .map_err(|error| Failure::opening(&error))?;
+        self.connection.engine(listen, None)
+    }
+
+    /// The peer's memory.
+    pub(crate) fn segment(&self, engine: &Engine, target: &str) -> Result<Segment, Failure> {
+        engine.open(target, Instant::now() + self.connect_timeout).map_err(|error| Failure::opening(&error))
+    }
+
+    /// Both.
+    pub(crate) fn open(&self, target: &str) -> Result<(Engine, Segment), Failure> {
+        let engine = self.engine(target)?;
+        let segment = self.segment(&engine, target)?;
         Ok((engine, segment))
     }
 }
