@@ -6,13 +6,16 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+#[cfg(feature = "efa")]
+use std::time::Duration;
+use std::time::Instant;
 
 use crate::control::MAX_NAME;
 
 /// Values that are remembered while nobody counts them; further ones are not, so that peers cannot fill the memory.
 const REMEMBERED: usize = 65_536;
 /// How long the path that the latest write came by is watched before the other one is looked at.
+#[cfg(feature = "efa")]
 const TURN: Duration = Duration::from_millis(1);
 
 /// The value that travels.

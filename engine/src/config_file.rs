@@ -129,7 +129,9 @@ fn efa_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, 
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Boolean(on) => on.to_string(),
             _ => {
-                return Err(de::Error::custom(format!("[efa] {key} must be a text, a number, true or false")));
+                return Err(de::Error::custom(format!(
+                    "[efa] {key} must be a text, a number, true or false"
+                )));
             }
         };
         Ok((key, text))

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::handle::Status;
 use crate::request::{Parts, Place};
 use crate::segment::Condition;
+#[cfg(feature = "efa")]
 use crate::statistics::PeerCounters;
 
 pub(crate) struct Flight {
@@ -436,7 +437,7 @@ impl Flight {
         for (index, kept) in movable {
             let slot = &self.parts.slots[index];
             let known = self.parts.segments[slot.segment as usize].known();
-            match self.parts.send_over_tcp(slot, kept, known.peer(), &mut batch) {
+            match self.parts.kept.send(kept, known.peer(), &mut batch) {
                 Ok(at) => sent.push((index, at)),
                 Err(second) => add_second(errors, index, second),
             }

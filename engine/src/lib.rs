@@ -77,7 +77,11 @@ mod regions;
 
 // What happens to a batch, and beside it.
 mod errands;
+#[cfg(feature = "efa")]
+mod failover;
 mod flight;
+#[cfg(feature = "efa")]
+mod kept;
 mod warden;
 
 pub use arrivals::ArrivalCounter;

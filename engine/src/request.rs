@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tcp_transport::{Op, RegionDescriptor};
+use tcp_transport::Op;
 
 use crate::arrivals::immediate;
 use crate::error::Error;
@@ -35,9 +35,8 @@ pub(crate) struct Parts {
     /// The segments that requests go to, each once.
     pub(crate) segments: Vec<Segment>,
     /// What it takes to send requests over TCP that are on their way over libfabric.
-    pub(crate) kept: Vec<Kept>,
-    addrs: Vec<u64>,
-    ranges: Vec<(u64, u64)>,
+    #[cfg(feature = "efa")]
+    pub(crate) kept: crate::kept::Kept,
 }
 
 /// One request.
@@ -57,37 +56,17 @@ pub(crate) enum Place {
     #[cfg(feature = "efa")]
     Fabric {
         at: usize,
-        /// Index into [`Parts::kept`], where it may be moved to TCP.
+        /// Index into [`Parts::kept`], where it may go over TCP in the end.
         kept: Option<u32>,
     },
-}
-
-/// A request that may be sent over TCP later.
-#[derive(Debug)]
-#[cfg_attr(not(feature = "efa"), allow(dead_code))] // nothing is ever kept then
-pub(crate) struct Kept {
-    local: Region,
-    remote: RegionDescriptor,
-    local_shape: Stored,
-    remote_shape: Stored,
-}
-
-/// A [`Shape`] whose lists lie in [`Parts`].
-#[derive(Debug, Clone, Copy)]
-enum Stored {
-    Contiguous { addr: u64, len: u64 },
-    Paged { page_len: u64, first: u32, count: u32 },
-    Strided { addr: u64, block_len: u64, stride: u64, count: u64 },
-    Scatter { first: u32, count: u32 },
 }
 
 impl Parts {
     pub(crate) fn clear(&mut self) {
         self.slots.clear();
         self.segments.clear();
+        #[cfg(feature = "efa")]
         self.kept.clear();
-        self.addrs.clear();
-        self.ranges.clear();
     }
 
     /// The segment's index, a new one if it is new. Usually it is the one of the request before.
@@ -97,75 +76,6 @@ impl Parts {
             self.segments.len() - 1
         });
         at as u32
-    }
-
-    #[cfg(feature = "efa")]
-    fn keep(
-        &mut self,
-        local: &Region,
-        remote: RegionDescriptor,
-        local_shape: Shape<'_>,
-        remote_shape: Shape<'_>,
-    ) -> u32 {
-        let (local_shape, remote_shape) = (self.store(local_shape), self.store(remote_shape));
-        self.kept.push(Kept { local: local.clone(), remote, local_shape, remote_shape });
-        (self.kept.len() - 1) as u32
-    }
-
-    #[cfg(feature = "efa")]
-    fn store(&mut self, shape: Shape<'_>) -> Stored {
-        match shape {
-            Shape::Contiguous { addr, len } => Stored::Contiguous { addr, len },
-            Shape::Paged { page_len, addrs } => {
-                let first = self.addrs.len() as u32;
-                self.addrs.extend_from_slice(addrs);
-                Stored::Paged { page_len, first, count: addrs.len() as u32 }
-            }
-            Shape::Strided { addr, block_len, stride, count } => {
-                Stored::Strided { addr, block_len, stride, count }
-            }
-            Shape::Scatter(ranges) => {
-                let first = self.ranges.len() as u32;
-                self.ranges.extend_from_slice(ranges);
-                Stored::Scatter { first, count: ranges.len() as u32 }
-            }
-        }
-    }
-
-    #[cfg(feature = "efa")]
-    fn shape(&self, stored: Stored) -> Shape<'_> {
-        let span = |first: u32, count: u32| first as usize..first as usize + count as usize;
-        match stored {
-            Stored::Contiguous { addr, len } => Shape::Contiguous { addr, len },
-            Stored::Paged { page_len, first, count } => {
-                Shape::Paged { page_len, addrs: &self.addrs[span(first, count)] }
-            }
-            Stored::Strided { addr, block_len, stride, count } => {
-                Shape::Strided { addr, block_len, stride, count }
-            }
-            Stored::Scatter { first, count } => Shape::Scatter(&self.ranges[span(first, count)]),
-        }
-    }
-
-    /// Adds a kept request to a batch of TCP's; its index there.
-    #[cfg(feature = "efa")]
-    pub(crate) fn send_over_tcp(
-        &self,
-        slot: &Slot,
-        kept: u32,
-        peer: &tcp_transport::Peer,
-        batch: &mut tcp_transport::Batch,
-    ) -> Result<usize, Error> {
-        let kept = &self.kept[kept as usize];
-        Ok(batch.push(tcp_transport::Request {
-            op: slot.op,
-            peer,
-            local: kept.local.tcp(),
-            local_shape: self.shape(kept.local_shape),
-            remote: kept.remote,
-            remote_shape: self.shape(kept.remote_shape),
-            immediate: None,
-        })?)
     }
 }
 
@@ -295,8 +205,9 @@ impl Batch {
                 let request = (op, local_shape, remote_shape, immediate);
                 let at = crate::fabric::push(&mut self.fabric, local, peer, request)?;
                 // Whether an immediate has been counted cannot be known, so such a request has one path.
-                let movable = immediate.is_none() && segment.may_move();
-                let kept = movable.then(|| self.parts.keep(local, remote.tcp, local_shape, remote_shape));
+                let movable = immediate.is_none() && segment.failover().is_allowed();
+                let kept =
+                    movable.then(|| self.parts.kept.keep(op, local, remote.tcp, (local_shape, remote_shape)));
                 Place::Fabric { at, kept }
             }
         };
@@ -305,26 +216,5 @@ impl Batch {
         let bytes = local_shape.len().unwrap_or(0);
         self.parts.slots.push(Slot { place, op, bytes, segment });
         Ok(self.parts.slots.len() - 1)
-    }
-}
-
-#[cfg(all(test, feature = "efa"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shapes_come_back_as_they_were_stored() {
-        let mut parts = Parts::default();
-        let shapes = [
-            Shape::Paged { page_len: 4, addrs: &[1, 2, 3] },
-            Shape::Scatter(&[(5, 6), (7, 8)]),
-            Shape::contiguous(9, 10),
-            Shape::Paged { page_len: 11, addrs: &[12] },
-            Shape::Strided { addr: 13, block_len: 14, stride: 15, count: 16 },
-            Shape::Scatter(&[(17, 18)]),
-        ];
-        let stored: Vec<_> = shapes.iter().map(|&shape| parts.store(shape)).collect();
-        let back: Vec<_> = stored.into_iter().map(|stored| parts.shape(stored)).collect();
-        assert_eq!(back, shapes);
     }
 }

@@ -1,8 +1,7 @@
 //! Another engine's memory: what is known of it, and which way leads there.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use tcp_transport::{Peer, Shape};
@@ -14,15 +13,11 @@ use crate::known::Known;
 pub use crate::known::RemoteBuffer;
 use crate::memory::Region;
 use crate::path::{Chosen, Path};
-use crate::protocol::Protocol;
 use crate::statistics::{PeerCounters, PeerStatistics};
 
 /// How long a peer has to answer when its requests have failed and it is asked what is the matter. Generous for a round trip, short for
 /// whoever waits.
-const MENDING: Duration = Duration::from_secs(2);
-/// How long rails have to complete one small read each when they are tried.
-#[cfg(feature = "efa")]
-const TRYING: Duration = Duration::from_millis(700);
+pub(crate) const MENDING: Duration = Duration::from_secs(2);
 
 /// A peer engine's registered memory. Clones are the same segment; opening the same name twice gives the same one. May be used
 /// from any thread.
@@ -34,25 +29,11 @@ pub struct Segment {
 pub(crate) struct Inner {
     name: Arc<str>,
     engine: Weak<Engine>,
-    protocol: Protocol,
-    may_move: bool,
     known: RwLock<Arc<Known>>,
-    /// Whether traffic that should go over libfabric goes over TCP, and since when and why.
-    is_moved: AtomicBool,
-    moved: Mutex<Option<Moved>>,
+    #[cfg(feature = "efa")]
+    failover: crate::failover::Failover,
     mending: Mutex<Option<Mended>>,
     pub(crate) counters: Arc<PeerCounters>,
-}
-
-/// Traffic was moved to TCP.
-#[derive(Debug, Clone)]
-struct Moved {
-    reason: String,
-    /// When its rails are tried next.
-    #[cfg_attr(not(feature = "efa"), allow(dead_code))] // nothing moves then
-    next_try: Instant,
-    #[cfg_attr(not(feature = "efa"), allow(dead_code))]
-    pause: Duration,
 }
 
 /// What asking a peer again came to.
@@ -75,15 +56,12 @@ impl Segment {
     /// Asks the peer who it is; the answer decides the path.
     pub(crate) fn open(name: &str, engine: &Arc<Engine>, deadline: Instant) -> Result<Self, Error> {
         let known = describe(name, engine, deadline)?;
-        let settings = &engine.settings;
         let inner = Inner {
             name: name.into(),
             engine: Arc::downgrade(engine),
-            protocol: settings.protocol.value,
-            may_move: settings.protocol.value == Protocol::Auto && settings.failover.value,
             known: RwLock::new(Arc::new(known)),
-            is_moved: AtomicBool::new(false),
-            moved: Mutex::default(),
+            #[cfg(feature = "efa")]
+            failover: crate::failover::Failover::new(&engine.settings),
             mending: Mutex::default(),
             counters: engine.counters(name),
         };
@@ -140,8 +118,9 @@ impl Segment {
 
     /// Why they go that way, in words.
     pub fn path_reason(&self) -> String {
-        if let Some(moved) = &*self.moved() {
-            return format!("moved to TCP: {}", moved.reason);
+        #[cfg(feature = "efa")]
+        if let Some(reason) = self.inner.failover.reason() {
+            return format!("moved to TCP: {reason}");
         }
         self.known().why.clone()
     }
@@ -164,7 +143,8 @@ impl Segment {
             PeerCounters::count(&self.inner.counters.restarts);
             tracing::info!(segment = self.name(), buffers = known.buffers().len(), "has been restarted");
         }
-        if matches!(known.path, Chosen::Tcp) && self.unmove() {
+        #[cfg(feature = "efa")]
+        if matches!(known.path, Chosen::Tcp) && self.inner.failover.undo() {
             tracing::info!(segment = self.name(), reason = known.why, "has no libfabric path any more");
         }
         *self.inner.known.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(known);
@@ -229,7 +209,17 @@ impl Segment {
         Arc::clone(&self.inner.known.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn engine(&self) -> Result<Arc<Engine>, Error> {
+    #[cfg(feature = "efa")]
+    pub(crate) fn failover(&self) -> &crate::failover::Failover {
+        &self.inner.failover
+    }
+
+    #[cfg(feature = "efa")]
+    pub(crate) fn is_moved(&self) -> bool {
+        self.inner.failover.is_moved()
+    }
+
+    pub(crate) fn engine(&self) -> Result<Arc<Engine>, Error> {
         self.inner.engine.upgrade().ok_or(Error::Tcp(tcp_transport::Error::ShutDown))
     }
 
@@ -246,7 +236,7 @@ impl Segment {
             #[cfg(feature = "efa")]
             Chosen::Fabric(peer) if local.on_fabric() && remote.on_fabric => Ok(Chosen::Fabric(peer)),
             #[cfg(feature = "efa")]
-            Chosen::Fabric(_) if self.inner.protocol == Protocol::Auto => Ok(Chosen::Tcp),
+            Chosen::Fabric(_) if self.inner.failover.is_auto() => Ok(Chosen::Tcp),
             #[cfg(feature = "efa")]
             Chosen::Fabric(_) => {
                 let whose = if local.on_fabric() { self.name() } else { "this engine" };
@@ -256,27 +246,6 @@ impl Segment {
                 })
             }
         }
-    }
-
-    /// Whether requests that fail over libfabric may go over TCP.
-    #[cfg(feature = "efa")]
-    pub(crate) fn may_move(&self) -> bool {
-        self.inner.may_move
-    }
-
-    pub(crate) fn is_moved(&self) -> bool {
-        self.inner.is_moved.load(Ordering::Acquire)
-    }
-
-    fn moved(&self) -> MutexGuard<'_, Option<Moved>> {
-        self.inner.moved.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Undoes a move; false if there was none.
-    fn unmove(&self) -> bool {
-        let mut moved = self.moved();
-        self.inner.is_moved.store(false, Ordering::Release);
-        moved.take().is_some()
     }
 
     /// Finds out what has become of a peer whose requests failed at or before `since`: asks it again, and tries its rails if
@@ -308,82 +277,10 @@ impl Segment {
         found
     }
 
-    /// Moves the peer's traffic to TCP if not one rail works.
-    #[cfg(feature = "efa")]
-    fn try_rails(&self, reason: &str) {
-        let Chosen::Fabric(peer) = self.known().path else { return };
-        if !self.inner.may_move || self.is_moved() {
-            return;
-        }
-        let Ok(engine) = self.engine() else { return };
-        let Ok(fabric) = engine.node.fabric() else { return };
-        if fabric.warm_up(peer, Instant::now() + TRYING).is_ok() {
-            return;
-        }
-        let pause = Moved::FIRST_PAUSE;
-        let news = Moved { reason: reason.to_owned(), next_try: Instant::now() + pause, pause };
-        if self.moved().replace(news).is_none() {
-            self.inner.is_moved.store(true, Ordering::Release);
-            PeerCounters::count(&self.inner.counters.failovers);
-            metrics::counter!("weft_failovers_total", "peer" => self.name().to_owned()).increment(1);
-            tracing::warn!(
-                segment = self.name(),
-                reason,
-                "its last libfabric rail has failed: moved to TCP until it works again"
-            );
-        }
-    }
-
-    /// Tries the rails of a peer whose traffic was moved, if it is time to, and moves it back if one works.
-    #[cfg(feature = "efa")]
-    pub(crate) fn try_return(&self) {
-        let Ok(engine) = self.engine() else { return };
-        // The peer may have other endpoints by now.
-        let refreshed = self.refresh(Instant::now() + MENDING);
-        let Chosen::Fabric(peer) = self.known().path else { return };
-        let works = refreshed
-            .and_then(|()| engine.node.fabric()?.warm_up(peer, Instant::now() + TRYING))
-            .inspect_err(|error| tracing::debug!(segment = self.name(), %error, "not back on libfabric yet"));
-        if works.is_ok() {
-            if self.unmove() {
-                PeerCounters::count(&self.inner.counters.returns);
-                tracing::info!(segment = self.name(), "libfabric works again: moved back from TCP");
-            }
-        } else if let Some(moved) = &mut *self.moved() {
-            moved.pause = (moved.pause * 2).min(Moved::LONGEST_PAUSE);
-            moved.next_try = Instant::now() + moved.pause;
-        }
-    }
-
-    /// Whether it is time to [try](Self::try_return); then not again until that has been done.
-    #[cfg(feature = "efa")]
-    pub(crate) fn return_is_due(&self) -> bool {
-        if !self.is_moved() {
-            return false;
-        }
-        let now = Instant::now();
-        match &mut *self.moved() {
-            Some(moved) if moved.next_try <= now => {
-                // Longer than the attempt can take.
-                moved.next_try = now + MENDING + TRYING + Moved::LONGEST_PAUSE;
-                true
-            }
-            _ => false,
-        }
-    }
-
     #[cfg(feature = "efa")]
     pub(crate) fn is_of(&self, id: efa_transport::PeerId) -> bool {
         matches!(self.known().path, Chosen::Fabric(peer) if peer == id)
     }
-}
-
-#[cfg(feature = "efa")]
-impl Moved {
-    /// The first attempt to return, and the longest pause between two: long enough that a link that flaps does not drag the
-    /// traffic along, short enough that nobody has to ask for it.
-    const FIRST_PAUSE: Duration = Duration::from_millis(250);
-    const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 }
 
 impl fmt::Debug for Segment {

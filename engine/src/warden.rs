@@ -14,6 +14,7 @@ use crate::flight::Flight;
 /// Between two looks while something is going on.
 const BUSY: Duration = Duration::from_millis(20);
 /// Between two looks at the libfabric path's news.
+#[cfg(feature = "efa")]
 const NEWS: Duration = Duration::from_millis(100);
 /// Between two looks when there is only TCP: immediates are taken in before the transport's 65 536 places are full.
 const IDLE: Duration = Duration::from_millis(500);

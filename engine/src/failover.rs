@@ -1,0 +1,196 @@
+//! Moving a peer's traffic from libfabric to TCP when its last rail dies, and back when one works again.
+//!
+//! Only [`Protocol::Auto`] does that, and it says so: in the log, in [`Segment::path`] and its reason, in the statistics. What is on
+//! its way when it happens is dealt with by its batch (`flight`).
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::path::Chosen;
+use crate::protocol::Protocol;
+use crate::segment::{MENDING, Segment};
+use crate::settings::Settings;
+use crate::statistics::PeerCounters;
+
+/// How long rails have to complete one small read each when they are tried.
+const TRYING: Duration = Duration::from_millis(700);
+/// The first attempt to return, and the longest pause between two: long enough that a link that flaps does not drag the traffic
+/// along, short enough that nobody has to ask for it.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Whether a segment's traffic that should go over libfabric goes over TCP.
+#[derive(Debug)]
+pub(crate) struct Failover {
+    protocol: Protocol,
+    allowed: bool,
+    /// Whether `moved` is there, for a look without the lock.
+    is_moved: AtomicBool,
+    moved: Mutex<Option<Moved>>,
+}
+
+#[derive(Debug)]
+struct Moved {
+    reason: String,
+    /// When its rails are tried next.
+    next_try: Instant,
+    pause: Duration,
+}
+
+impl Failover {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let protocol = settings.protocol.value;
+        Self {
+            protocol,
+            allowed: protocol == Protocol::Auto && settings.failover.value,
+            is_moved: AtomicBool::new(false),
+            moved: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn is_auto(&self) -> bool {
+        self.protocol == Protocol::Auto
+    }
+
+    /// Whether requests that fail over libfabric may go over TCP.
+    pub(crate) fn is_allowed(&self) -> bool {
+        self.allowed
+    }
+
+    pub(crate) fn is_moved(&self) -> bool {
+        self.is_moved.load(Ordering::Acquire)
+    }
+
+    fn moved(&self) -> MutexGuard<'_, Option<Moved>> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the traffic was moved, if it is.
+    pub(crate) fn reason(&self) -> Option<String> {
+        self.moved().as_ref().map(|moved| moved.reason.clone())
+    }
+
+    /// Moves it; false if it is already.
+    fn begin(&self, reason: &str) -> bool {
+        let mut moved = self.moved();
+        if moved.is_some() {
+            return false;
+        }
+        let next_try = Instant::now() + FIRST_PAUSE;
+        *moved = Some(Moved { reason: reason.to_owned(), next_try, pause: FIRST_PAUSE });
+        self.is_moved.store(true, Ordering::Release);
+        true
+    }
+
+    /// Undoes a move; false if there was none.
+    pub(crate) fn undo(&self) -> bool {
+        let mut moved = self.moved();
+        self.is_moved.store(false, Ordering::Release);
+        moved.take().is_some()
+    }
+
+    /// Whether it is time to try the rails; then not again until that has been done.
+    fn is_due(&self, now: Instant) -> bool {
+        match &mut *self.moved() {
+            Some(moved) if moved.next_try <= now => {
+                // Longer than an attempt can take.
+                moved.next_try = now + MENDING + TRYING + LONGEST_PAUSE;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// An attempt to return has failed: the next one comes later.
+    fn not_yet(&self, now: Instant) {
+        if let Some(moved) = &mut *self.moved() {
+            moved.pause = (moved.pause * 2).min(LONGEST_PAUSE);
+            moved.next_try = now + moved.pause;
+        }
+    }
+}
+
+impl Segment {
+    /// Moves the peer's traffic to TCP if not one rail works.
+    pub(crate) fn try_rails(&self, reason: &str) {
+        let Chosen::Fabric(peer) = self.known().path else { return };
+        if !self.failover().is_allowed() || self.is_moved() {
+            return;
+        }
+        let Ok(engine) = self.engine() else { return };
+        let Ok(fabric) = engine.node.fabric() else { return };
+        if fabric.warm_up(peer, Instant::now() + TRYING).is_err() && self.failover().begin(reason) {
+            PeerCounters::count(&self.counters().failovers);
+            metrics::counter!("weft_failovers_total", "peer" => self.name().to_owned()).increment(1);
+            tracing::warn!(
+                segment = self.name(),
+                reason,
+                "its last libfabric rail has failed: moved to TCP until one works again"
+            );
+        }
+    }
+
+    /// Whether it is time to [try](Self::try_return) to return.
+    pub(crate) fn return_is_due(&self) -> bool {
+        self.is_moved() && self.failover().is_due(Instant::now())
+    }
+
+    /// Tries the rails of a peer whose traffic was moved, and moves it back if one works.
+    pub(crate) fn try_return(&self) {
+        let Ok(engine) = self.engine() else { return };
+        // The peer may have other endpoints by now.
+        let refreshed = self.refresh(Instant::now() + MENDING);
+        let Chosen::Fabric(peer) = self.known().path else { return };
+        let works = refreshed.and_then(|()| engine.node.fabric()?.warm_up(peer, Instant::now() + TRYING));
+        match works {
+            Ok(()) if self.failover().undo() => {
+                PeerCounters::count(&self.counters().returns);
+                metrics::counter!("weft_returns_total", "peer" => self.name().to_owned()).increment(1);
+                tracing::info!(segment = self.name(), "libfabric works again: moved back from TCP");
+            }
+            Ok(()) => {}
+            Err(error) => {
+                tracing::debug!(segment = self.name(), %error, "not back on libfabric yet");
+                self.failover().not_yet(Instant::now());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Engine;
+
+    fn failover(protocol: Protocol, on: bool) -> Failover {
+        Failover::new(&Engine::builder().protocol(protocol).failover(on).settings().unwrap())
+    }
+
+    #[test]
+    fn only_auto_moves_and_only_if_it_may() {
+        assert!(failover(Protocol::Auto, true).is_allowed());
+        assert!(!failover(Protocol::Auto, false).is_allowed());
+        assert!(!failover(Protocol::Efa, true).is_allowed());
+    }
+
+    #[test]
+    fn a_move_is_said_once_and_tried_back_ever_later_but_not_too_late() {
+        let failover = failover(Protocol::Auto, true);
+        assert!(failover.begin("a") && !failover.begin("b"));
+        assert_eq!(failover.reason().as_deref(), Some("a"));
+        let mut now = Instant::now() + FIRST_PAUSE;
+        let mut last = Duration::ZERO;
+        for _ in 0..10 {
+            assert!(failover.is_due(now) && !failover.is_due(now), "one attempt at a time");
+            failover.not_yet(now);
+            let pause = failover.moved().as_ref().unwrap().pause;
+            assert!(pause >= last && pause <= LONGEST_PAUSE);
+            assert!(!failover.is_due(now + pause - Duration::from_millis(1)));
+            (now, last) = (now + pause, pause);
+        }
+        assert_eq!(last, LONGEST_PAUSE);
+        assert!(failover.undo() && !failover.undo() && !failover.is_moved());
+        assert!(!failover.is_due(now + Duration::from_secs(60)));
+    }
+}
