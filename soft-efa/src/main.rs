@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use soft_efa::clock::Kind;
 use soft_efa::{Network, Profile, control, rules, settings};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -19,9 +20,12 @@ struct Arguments {
     /// Generation: p4d, p5, p5en, p6.
     #[arg(long, default_value = "p5")]
     profile: String,
-    /// Seed of the order of requests and of random faults.
+    /// Seed of the order of requests and of random faults: a number, or `random`, which is said on standard error.
     #[arg(long)]
-    seed: Option<u64>,
+    seed: Option<Seed>,
+    /// Which clock timing goes by: wall, virtual (jumps over idle time, makes runs repeatable) or manual (`ctl clock advance us=N`).
+    #[arg(long)]
+    clock: Option<String>,
     /// Leave /sys/class/infiniband and /dev/infiniband as they are (no preload library).
     #[arg(long)]
     no_redirect: bool,
@@ -36,6 +40,36 @@ struct Arguments {
     /// The command and its arguments.
     #[arg(last = true)]
     command: Vec<OsString>,
+}
+
+/// What `--seed` takes.
+#[derive(Clone, Copy)]
+enum Seed {
+    Fixed(u64),
+    Random,
+}
+
+impl std::str::FromStr for Seed {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Seed, Self::Err> {
+        if text == "random" { Ok(Seed::Random) } else { text.parse().map(Seed::Fixed) }
+    }
+}
+
+impl Seed {
+    /// The number; a random one is told, because without it the run cannot be repeated.
+    fn number(self) -> u64 {
+        match self {
+            Seed::Fixed(number) => number,
+            Seed::Random => {
+                // The keys of a fresh hasher are random; what is hashed does not matter.
+                let number = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0) >> 32;
+                eprintln!("soft-efa: seed {number}");
+                number
+            }
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -69,7 +103,13 @@ fn main() -> Result<ExitCode> {
     }
     let mut network = Network::new(nics, profile)?;
     if let Some(seed) = arguments.seed {
-        network.set(settings::SEED, seed.to_string());
+        network.set(settings::SEED, seed.number().to_string());
+    }
+    if let Some(clock) = &arguments.clock {
+        if Kind::named(clock).is_none() {
+            bail!("--clock {clock}: there are wall, virtual and manual");
+        }
+        network.set(settings::CLOCK, clock);
     }
     if let Some(dir) = &arguments.trace {
         network.set(settings::TRACE, std::path::absolute(dir)?);
@@ -87,6 +127,13 @@ fn main() -> Result<ExitCode> {
         .args(rest)
         .status()
         .with_context(|| format!("cannot start {}", program.display()))?;
+    if !status.success() {
+        eprintln!(
+            "soft-efa: {} ended with {status}; seed {} (--seed repeats it)",
+            program.display(),
+            network.seed()
+        );
+    }
     Ok(match status.code() {
         Some(code) => ExitCode::from(code as u8),
         None => ExitCode::FAILURE,

@@ -14,7 +14,7 @@
 //! | `link card=N` | its link is down: requests from and to it wait until the rule is gone |
 //! | `flap card=N us=N` | its link is up for so long, then down for so long, and so on, from the clock's zero |
 //! | `unreachable host=N` | requests to that host are not answered |
-//! | `restart qpn=same` | queue pairs made from now on get the lowest number that is free, so a process that takes the place of another on its host (`SOFT_EFA_HOST`) gets its numbers; `qpn=other` (what happens without a rule): numbers that nobody has had for long |
+//! | `restart qpn=same` | a process that takes the place of another on its host (`SOFT_EFA_HOST`) gets the queue pair numbers that the other had; `qpn=other`, as without a rule: numbers that nobody has had for long |
 //!
 //! | condition | holds for |
 //! |---|---|
@@ -22,7 +22,7 @@
 //! | `op=write` | that kind: `send`, `send_imm`, `read`, `write`, `write_imm`, or `rdma` for the last three |
 //! | `card=N`, `host=N` | that card, that host (of the initiator; for `down`, `link`, `unreachable` the one that is hit) |
 //! | `peer=N` | requests to that host |
-//! | `min=N`, `max=N` | lengths in bytes |
+//! | `min=N`, `max=N` | lengths in bytes, of requests and registrations |
 //! | `nth=N` | the n-th request that meets the other conditions, counted per process |
 //! | `every=N` | each n-th |
 //! | `prob=P` | a request with that probability, by the run's seed |
@@ -53,7 +53,7 @@ pub enum Action {
     Flap(u64),
     /// A host that does not answer.
     Unreachable,
-    /// New queue pairs get the lowest free number (or, as always, one that was not used for long).
+    /// A process that restarts gets the queue pair numbers that it had (or, as always, others).
     Restart(bool),
 }
 
@@ -212,7 +212,12 @@ impl Rule {
         kind && self.card.is_none_or(|wanted| wanted == card)
             && self.host.is_none_or(|wanted| wanted == host)
             && self.peer.is_none_or(|wanted| peer == Some(wanted))
-            && (self.min..=self.max).contains(&length)
+            && self.has_length(length)
+    }
+
+    /// Whether it holds for that length.
+    pub fn has_length(&self, length: u64) -> bool {
+        (self.min..=self.max).contains(&length)
     }
 
     /// Whether it hits that card of that host.

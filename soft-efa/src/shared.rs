@@ -127,7 +127,10 @@ pub(crate) struct CardFile {
     pub(crate) handle_epoch: AtomicU32,
     /// Entries of `handles` that have ever been used.
     pub(crate) handles_used: AtomicU32,
-    pub(crate) _pad: [u32; 1021],
+    /// Number of the first queue pair of the process that made the last ones, and its owner word: see the rule `restart`.
+    pub(crate) first_qpn: AtomicU32,
+    pub(crate) first_owner: AtomicU64,
+    pub(crate) _pad: [u32; 1018],
     pub(crate) qps: [QpEntry; QPS],
     pub(crate) handles: [HandleEntry; HANDLES],
 }

@@ -6,7 +6,7 @@
 
 mod support;
 
-use fabric_safe::{Access, PostError, RegisterOptions, RemoteRegion};
+use fabric_safe::{Access, PostError, RegisterOptions, RemoteRegion, option};
 use soft_efa::status::{ALL, Status};
 use soft_efa::{control, settings};
 use std::path::PathBuf;
@@ -55,6 +55,11 @@ plays! {
     registrations_are_limited: "efa-direct", "registrations", [MAX_PTES = "64", MAX_MR = "20", MAX_MR_SIZE = "1m"];
     address_handles_are_limited: "efa-direct", "handles", [MAX_AH = "3"];
     depth_and_length_are_limited: "efa-direct", "depth", [SQ_DEPTH = "64", MAX_RDMA = "64k"];
+    a_target_without_receives_is_given_up_after_its_retries: "efa-direct", "no receive", [];
+    a_receive_that_is_too_short_fails_both_sides: "efa-direct", "short receive", [];
+    posted_receives_are_limited: "efa-direct", "receive depth", [RQ_DEPTH = "192"];
+    completions_can_be_late_lost_and_wrong: "efa-direct", "late completions", [];
+    a_link_can_flap: "efa-direct", "flapping", [];
     a_card_has_its_bandwidth: "efa-direct", "bandwidth", [GBPS = "1", LATENCY_US = "100"];
 }
 
@@ -77,6 +82,50 @@ fn a_target_that_exits_is_noticed() {
         assert_eq!(second.wait().code(), Some(0), "{play} on {fabric}");
         assert_eq!(first.wait().code(), (play != "killed").then_some(0), "{play} on {fabric}");
     }
+}
+
+#[test]
+fn a_peer_restarts_with_the_same_number_or_another() {
+    let test = "a_peer_restarts_with_the_same_number_or_another";
+    let Some(library) = library_2(test) else { return };
+    let network = network(1, "p5");
+    let folder = tempfile::tempdir().unwrap();
+    let numbers = ["any", "other", "same", "same", "other"];
+    let line = folder.path().join("line");
+    let mut second = Running(
+        player(&network, &library, "efa-direct", "restarting", false, &line)
+            .env("NUMBERS", numbers.join(" "))
+            .spawn()
+            .unwrap(),
+    );
+    for (life, number) in numbers.iter().enumerate() {
+        network.control("clear").unwrap();
+        if *number != "any" {
+            network.control(&format!("restart qpn={number} host=7")).unwrap();
+        }
+        let place = folder.path().join(format!("life{life}"));
+        let mut command = player(&network, &library, "efa-direct", "restarting", true, &place);
+        let mut first =
+            Running(command.env("LIFE", life.to_string()).env(settings::HOST, "7").spawn().unwrap());
+        assert_eq!(first.wait().code(), None, "life {life} was not ended by a signal");
+    }
+    assert_eq!(second.wait().code(), Some(0));
+}
+
+#[test]
+fn faults_of_the_environment_hold_from_the_start() {
+    let test = "faults_of_the_environment_hold_from_the_start";
+    let Some(library) = library_2(test) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let faults = folder.path().join("faults");
+    std::fs::write(
+        &faults,
+        "# libfabric registers small buffers of its own\nregister errno=12 nth=1 min=5000000\n",
+    )
+    .unwrap();
+    let mut network = network(1, "p5");
+    network.set(settings::FAULTS, &faults);
+    two(&network, &library, "efa-direct", "first registration");
 }
 
 #[test]
@@ -153,6 +202,23 @@ fn the_launcher_passes_the_exit_status_on_and_cleans_up() {
 }
 
 #[test]
+fn the_launcher_says_the_seed_of_what_failed() {
+    let run = |seed: &str| {
+        let exe = env!("CARGO_BIN_EXE_soft-efa");
+        let command = ["--seed", seed, "--nics", "1", "--", "sh", "-c", "echo $SOFT_EFA_SEED; exit 1"];
+        let said = output(std::process::Command::new(exe).args(command));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        (text(&said.stdout), text(&said.stderr))
+    };
+    let (seed, said) = run("11");
+    assert!(seed == "11" && said.contains("; seed 11 "), "{said}");
+    let (seed, said) = run("random");
+    assert!(said.starts_with(&format!("soft-efa: seed {seed}\n")), "told at the start: {said}");
+    assert!(said.contains(&format!("; seed {seed} ")), "and when it failed: {said}");
+    assert_ne!(run("random").0, seed);
+}
+
+#[test]
 fn libfabric_1_17_sees_the_same_failures() {
     let test = "libfabric_1_17_sees_the_same_failures";
     let Some(library): Option<Library> = libraries().into_iter().find(|library| !library.is_2()) else {
@@ -180,6 +246,19 @@ fn child() {
         "handles" => handles(&part),
         "depth" => depth(&part),
         "bandwidth" => bandwidth(&part),
+        "first registration" => {
+            let node = Node::open(&cards(&part.fabric)[0], false);
+            let register = || node.domain.register(vec![0u8; 5_000_000], RegisterOptions::new(Access::ALL));
+            let refused = register().map(drop).map_err(|error| error.error.errno().unwrap().raw());
+            assert_eq!(refused, Err(libc::ENOMEM));
+            register().map_err(|error| format!("{error:?}")).unwrap();
+        }
+        "no receive" => no_receive(&part),
+        "short receive" => short_receive(&part),
+        "receive depth" => receive_depth(&part),
+        "late completions" => late_completions(&part),
+        "flapping" => flapping(&part),
+        "restarting" => restarting(&part),
         "closing" | "exit" | "killed" => leaving(&part),
         "survivor" => survivor(&part),
         "counted" => counted(&part),
@@ -462,6 +541,228 @@ fn bandwidth(part: &Part) {
         let took = start.elapsed();
         assert!(took >= Duration::from_millis(33), "{took:?}");
         side.tell(b"done");
+    }
+}
+
+fn no_receive(part: &Part) {
+    let mut side = Side::meet_with(part, |endpoint| endpoint.set(option::EFA_RNR_RETRY, 2).unwrap());
+    if side.first {
+        assert_eq!(side.hear(), b"done");
+        let region = side.node.register(vec![0; 64], Access::ALL);
+        let token = side.node.token();
+        side.node.post(|endpoint| endpoint.receive(None, region.as_slice(), token));
+        side.tell(b"posted");
+        side.node.good_end(token);
+        side.together();
+    } else {
+        let region = side.node.register(vec![1; 64], Access::ALL);
+        let send = |side: &mut Side| {
+            let (token, peer) = (side.node.token(), side.peer.clone());
+            side.node.post(|endpoint| endpoint.send(&peer, region.as_slice(), token));
+            side.node.end(token).numbers()
+        };
+        assert_eq!(send(&mut side), (errno_of(Status::RemoteRnr), Status::RemoteRnr.vendor() as i32));
+        let counters = tell_run("counters");
+        let mine = format!("pid={} ", std::process::id());
+        let line = counters.lines().find(|line| line.starts_with(&mine)).unwrap();
+        assert!(line.contains(" receiver_not_ready=3 "), "the first attempt and two more: {line}");
+        side.tell(b"done");
+        assert_eq!(side.hear(), b"posted");
+        assert_eq!(send(&mut side), (0, 0), "the endpoint works after that");
+        side.together();
+    }
+}
+
+fn short_receive(part: &Part) {
+    let mut side = Side::meet(part, 0);
+    let region = side.node.register(vec![1; 4096], Access::ALL);
+    let token = side.node.token();
+    if side.first {
+        side.node.post(|endpoint| endpoint.receive(None, region.slice(0..64).unwrap(), token));
+        side.tell(b"posted");
+        assert_eq!(side.hear(), b"failed");
+        // The receive is still there for a message that fits.
+        assert!(!side.node.has_ended(token));
+        side.tell(b"go on");
+        assert_eq!(side.node.good_end(token).len_bytes, 64);
+        side.together();
+    } else {
+        let peer = side.peer.clone();
+        assert_eq!(side.hear(), b"posted");
+        side.node.post(|endpoint| endpoint.send(&peer, region.slice(0..65).unwrap(), token));
+        let status = Status::RemoteBadLength;
+        assert_eq!(side.node.end(token).numbers(), (errno_of(status), status.vendor() as i32));
+        side.tell(b"failed");
+        assert_eq!(side.hear(), b"go on");
+        let token = side.node.token();
+        side.node.post(|endpoint| endpoint.send(&peer, region.slice(0..64).unwrap(), token));
+        side.node.good_end(token);
+        side.together();
+    }
+}
+
+fn receive_depth(part: &Part) {
+    // 192 entries of the queue, three to a receive.
+    let mut node = Node::open(&cards(&part.fabric)[0], false);
+    let region = node.register(vec![0; 64], Access::ALL);
+    let mut posted = 0;
+    let refused = loop {
+        let token = node.token();
+        match node.endpoint.receive(None, region.as_slice(), token) {
+            Ok(_) => posted += 1,
+            Err(error) => break error,
+        }
+        assert!(posted < 10_000);
+    };
+    assert!(matches!(refused, PostError::Again), "{refused}");
+    assert_eq!(posted, node.endpoint.info().receive_depth(), "as many as the provider says");
+    assert_eq!(posted, 64);
+}
+
+fn late_completions(part: &Part) {
+    let mut side = Side::meet(part, 0);
+    if side.first {
+        let region = side.node.register(vec![0; 4096], Access::ALL);
+        side.tell(&region.remote().to_bytes());
+        for place in [0, 1, 2] {
+            assert_eq!(side.hear(), b"look");
+            let mut byte = [0];
+            region.copy_out(place * 64, &mut byte).unwrap();
+            side.tell(&byte);
+        }
+        assert_eq!(side.hear(), b"done");
+    } else {
+        let remote = side.remote();
+        let region = side.node.register(vec![1; 64], Access::ALL);
+        let peer = side.peer.clone();
+        let post = |side: &mut Side, place: u64| {
+            let (token, peer) = (side.node.token(), peer.clone());
+            side.node.post(|endpoint| endpoint.write(&peer, region.as_slice(), remote.at(place * 64), token));
+            token
+        };
+        // The bytes are there, the completion is not.
+        tell_run("hold at=end op=write");
+        let token = post(&mut side, 0);
+        let start = Instant::now();
+        loop {
+            assert!(!side.node.has_ended(token));
+            let counters = tell_run("counters");
+            if counters.contains(" write_bytes=64 ") {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "{counters}");
+        }
+        side.tell(b"look");
+        assert_eq!(side.hear(), [1]);
+        // Another rule comes and goes: the request stays held.
+        let other = tell_run("fail status=3 op=send");
+        tell_run(&format!("remove {}", other.trim()));
+        assert!(!side.node.has_ended(token));
+        tell_run("clear");
+        side.node.good_end(token);
+
+        tell_run("delay at=end us=100000 op=write");
+        let start = Instant::now();
+        let token = post(&mut side, 1);
+        side.node.good_end(token);
+        assert!(start.elapsed() >= Duration::from_millis(100));
+        tell_run("clear");
+        side.tell(b"look");
+        assert_eq!(side.hear(), [1]);
+
+        // The bytes have arrived, and yet it counts as failed: a lost answer.
+        tell_run("fail at=end status=13 op=write times=1");
+        let token = post(&mut side, 2);
+        let status = Status::UnresponsiveRemote;
+        assert_eq!(side.node.end(token).numbers(), (errno_of(status), status.vendor() as i32));
+        side.tell(b"look");
+        assert_eq!(side.hear(), [1]);
+        tell_run("clear");
+        side.tell(b"done");
+    }
+}
+
+fn flapping(part: &Part) {
+    let mut side = Side::meet(part, 0);
+    if side.first {
+        let region = side.node.register(vec![0; 4096], Access::ALL);
+        side.tell(&region.remote().to_bytes());
+        assert_eq!(side.hear(), b"done");
+    } else {
+        let remote = side.remote();
+        const HALF: u64 = 20_000;
+        tell_run(&format!("flap card=0 us={HALF}"));
+        let now = || {
+            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            // SAFETY: fills a local structure.
+            unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+            time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+        };
+        // Posted while the link is down, a request ends in the next period, when it is up, or later; nothing fails.
+        let (mut down, start) = (0, Instant::now());
+        while down < 5 {
+            let posted = now();
+            assert_eq!(side.write_ends(remote, 0), (0, 0));
+            if (posted / HALF) % 2 == 1 {
+                down += 1;
+                assert!(now() / HALF > posted / HALF, "it passed while the link was down");
+            }
+            assert!(start.elapsed() < Duration::from_secs(30));
+        }
+        tell_run("clear");
+        side.tell(b"done");
+    }
+}
+
+/// The first process is the target's host, again and again; the second one keeps what it knew of it.
+fn restarting(part: &Part) {
+    if part.first {
+        // One life: says who it is, and dies when it is told to.
+        let life: usize = std::env::var("LIFE").unwrap().parse().unwrap();
+        let node = Node::open(&cards(&part.fabric)[0], false);
+        let region = node.register(vec![life as u8; 4096], Access::ALL);
+        let mut line = Line::open(&part.line, true);
+        line.tell(&node.endpoint.name().unwrap());
+        line.tell(&region.remote().to_bytes());
+        let _peer = node.insert(&line.hear(|| {}).unwrap());
+        line.tell(b"ready");
+        assert_eq!(line.hear(|| {}).unwrap(), b"die");
+        // SAFETY: a signal to ourselves.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        return;
+    }
+    let numbers: Vec<String> = std::env::var("NUMBERS").unwrap().split(' ').map(str::to_owned).collect();
+    let mut node = Node::open(&cards(&part.fabric)[0], false);
+    let mut known: Vec<(Vec<u8>, RemoteRegion)> = Vec::new();
+    for (life, expected) in numbers.iter().enumerate() {
+        let mut line = Line::open(&part.line.with_file_name(format!("life{life}")), false);
+        let name = line.hear(|| {}).unwrap();
+        let remote = RemoteRegion::from_bytes(line.hear(|| {}).unwrap().try_into().unwrap());
+        line.tell(&node.endpoint.name().unwrap());
+        assert_eq!(line.hear(|| {}).unwrap(), b"ready");
+        // GID, then the queue pair's number: bytes 16 and 17 of the provider's address.
+        if let Some((before, _)) = known.last() {
+            assert_eq!(before[..16], name[..16], "the same host and card");
+            assert_eq!(if before[16..18] == name[16..18] { "same" } else { "other" }, expected);
+        }
+        let peer = node.insert(&name);
+        let mut side = Side { node, line, peer: peer.clone(), first: false };
+        assert_eq!(side.write_ends(remote, 0), (0, 0));
+        if let Some((before, key)) = known.last().cloned() {
+            // What was known of the life before: its address leads nowhere, and its key is good for nothing.
+            let stale = (libc::EINVAL, Status::RemoteBadAddress.vendor() as i32);
+            assert_eq!(side.write_ends(key, 0), stale, "an old key at the new address, numbers {expected}");
+            side.peer = side.node.insert(&before);
+            let gone = (libc::ENOTCONN, Status::RemoteBadDestQpn.vendor() as i32);
+            assert_eq!(side.write_ends(remote, 0), gone, "the old address, numbers {expected}");
+        }
+        known.push((name, remote));
+        side.tell(b"die");
+        assert_eq!(side.line.hear(|| {}), None);
+        side.peer = peer;
+        let gone = (libc::ECONNABORTED, Status::UnresponsiveRemote.vendor() as i32);
+        assert_eq!(side.write_ends(remote, 0), gone, "dead again");
+        node = side.node;
     }
 }
 

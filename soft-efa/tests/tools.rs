@@ -57,14 +57,24 @@ fn fi_info_lists_every_card() {
 
 #[test]
 fn fi_pingpong_runs_between_two_processes() {
-    on_each("fi_pingpong_runs_between_two_processes", |library| {
+    fi_pingpong("fi_pingpong_runs_between_two_processes", "rdm", 0);
+}
+
+/// Datagram endpoints are UD queue pairs.
+#[test]
+fn fi_pingpong_runs_on_datagrams() {
+    fi_pingpong("fi_pingpong_runs_on_datagrams", "dgram", 1);
+}
+
+fn fi_pingpong(test: &str, endpoint: &str, offset: u32) {
+    on_each(test, |library| {
         let network = network(1, "p5");
-        let port = (20_000 + std::process::id() % 20_000).to_string();
+        let port = (20_000 + 2 * (std::process::id() % 10_000) + offset).to_string();
         let tool = |arguments: &[&str]| {
             let mut command = Command::new("fi_pingpong");
             library.choose(&mut command);
             network.prepare(&mut command);
-            command.args(["-p", "efa", "-e", "rdm", "-I", "20", "-c"]).args(arguments);
+            command.args(["-p", "efa", "-e", endpoint, "-I", "20", "-c"]).args(arguments);
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
             Running(command.spawn().unwrap())
         };

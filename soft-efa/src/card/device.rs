@@ -36,6 +36,8 @@ pub(crate) struct Card {
     handles: Mutex<Handles>,
     listeners: Mutex<Vec<Weak<crate::verbs::context::Events>>>,
     next_pd: AtomicU32,
+    /// Number after that of the last queue pair which this process made.
+    next_qpn: AtomicU32,
     registrations: AtomicU32,
     ptes: AtomicU64,
 }
@@ -73,6 +75,7 @@ impl Card {
             handles: Mutex::default(),
             listeners: Mutex::default(),
             next_pd: AtomicU32::new(1),
+            next_qpn: AtomicU32::new(1),
             registrations: AtomicU32::new(0),
             ptes: AtomicU64::new(0),
         }
@@ -103,7 +106,13 @@ impl Card {
         let path = self.process.card_path(self.process.host, self.index as u16);
         let again = self.process.faults.numbers_return(self);
         let guard = FileLock::exclusive(&path)?;
-        let start = if again { 1 } else { self.file.next_qpn.load(Ordering::Relaxed) as usize };
+        let ours = self.file.first_owner.load(Ordering::Relaxed) == self.process.owner();
+        let start = match (again, ours) {
+            (false, _) => &self.file.next_qpn,
+            (true, false) => &self.file.first_qpn,
+            (true, true) => &self.next_qpn,
+        };
+        let start = start.load(Ordering::Relaxed) as usize;
         let number = (0..QPS)
             .map(|step| (start + step) % QPS)
             // Number 0 is never given out: zeroed memory must not look like an address.
@@ -113,7 +122,14 @@ impl Card {
                 number != 0 && !held
             })
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        self.file.next_qpn.fetch_max(number as u32 + 1, Ordering::Relaxed);
+        if !again {
+            self.file.next_qpn.store(number as u32 + 1, Ordering::Relaxed);
+        }
+        self.next_qpn.store(number as u32 + 1, Ordering::Relaxed);
+        if !ours {
+            self.file.first_owner.store(self.process.owner(), Ordering::Relaxed);
+            self.file.first_qpn.store(number as u32, Ordering::Relaxed);
+        }
         let entry = &self.file.qps[number];
         entry.ready.store(0, Ordering::SeqCst);
         entry.pd.store(shape.pd, Ordering::SeqCst);

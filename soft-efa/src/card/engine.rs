@@ -444,7 +444,7 @@ impl Engine {
         let peer = match &self.last_peer {
             Some((known, peer)) if *known == owner && card.process.holds_slot(owner) => peer.clone(),
             _ => {
-                let peer = card.process.peer(owner).ok_or_else(|| request.silence())?;
+                let peer = card.process.peer(owner).ok_or_else(|| request.gone(&card.process))?;
                 self.last_peer = Some((owner, peer.clone()));
                 peer
             }
@@ -452,7 +452,11 @@ impl Engine {
         let qkey = entry.qkey.load(Ordering::Acquire);
         if entry.ready.load(Ordering::Acquire) == 0 || qkey != request.remote_qkey {
             // A killed process leaves its queue pairs looking alive.
-            return Err(if peer.alive(&card.process) { Status::RemoteBadDestQpn } else { request.silence() });
+            return Err(if peer.alive(&card.process) {
+                Status::RemoteBadDestQpn
+            } else {
+                request.gone(&card.process)
+            });
         }
         Ok(peer)
     }

@@ -161,8 +161,8 @@ impl Faults {
         restart.unwrap_or(false)
     }
 
-    /// The errno that a registration shall fail with.
-    pub(crate) fn registration(&self, card: &Card) -> Option<i32> {
+    /// The errno that a registration of that length shall fail with.
+    pub(crate) fn registration(&self, card: &Card, length: u64) -> Option<i32> {
         self.refresh(&card.process);
         if !self.active() {
             return None;
@@ -170,7 +170,10 @@ impl Faults {
         let rules = self.rules();
         let (host, index) = (card.process.host, card.index as u16);
         rules.iter().find_map(|live| match live.rule.action {
-            Action::Register(errno) if live.rule.hits(index, host) && live.fires(self.seed) => Some(errno),
+            Action::Register(errno) => {
+                let meets = live.rule.hits(index, host) && live.rule.has_length(length);
+                (meets && live.fires(self.seed)).then_some(errno)
+            }
             _ => None,
         })
     }

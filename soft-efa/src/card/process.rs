@@ -182,6 +182,15 @@ impl Process {
             && shared::owner_parts(owner).is_some_and(|(slot, _)| slot_alive(&self.registry.slots[slot]))
     }
 
+    /// Whether any process of that host runs. Asks the kernel.
+    pub(crate) fn host_lives(&self, host: u32) -> bool {
+        self.registry.slots.iter().any(|entry| {
+            entry.state.load(Ordering::Acquire) == LIVE
+                && entry.host.load(Ordering::Acquire) == host
+                && slot_alive(entry)
+        })
+    }
+
     /// The process behind an owner word, or `None` when it has gone.
     pub(crate) fn peer(&self, owner: u64) -> Option<Arc<Peer>> {
         let mut peers = lock(&self.peers);

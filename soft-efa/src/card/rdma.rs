@@ -172,7 +172,7 @@ impl Engine {
             Err(CopyError::Gone) => {
                 peer.mark_dead();
                 for request in batch.drain(..) {
-                    let status = request.silence();
+                    let status = request.gone(&card.process);
                     self.end(card, request, status, true);
                 }
             }

@@ -1,5 +1,6 @@
 //! A request on its way: what a work request of a send queue says, and what has become of it so far.
 
+use super::process::Process;
 use super::queue_pair::QueuePair;
 use super::remote::Remote;
 use crate::abi::{self, ibv_sge};
@@ -95,6 +96,15 @@ pub(crate) struct Request {
 }
 
 impl Request {
+    /// How it ends when the process that had its target queue pair is gone: a card whose host goes on without that process says that the
+    /// queue pair does not exist; a host that is gone says nothing.
+    pub(crate) fn gone(&self, process: &Process) -> Status {
+        match self.remote.as_ref().and_then(|remote| remote.at) {
+            Some((host, _)) if process.host_lives(host) => Status::RemoteBadDestQpn,
+            _ => self.silence(),
+        }
+    }
+
     /// How it ends when its target does not answer.
     pub(crate) fn silence(&self) -> Status {
         match &self.remote {

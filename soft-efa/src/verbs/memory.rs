@@ -61,7 +61,7 @@ fn register(pd: *mut ibv_pd, address: u64, length: usize, iova: u64, access: u32
     if length == 0 || length as u64 > settings.max_mr_size || address.checked_add(length as u64).is_none() {
         return fail(libc::EINVAL);
     }
-    if let Some(errno) = card.process.faults.registration(card) {
+    if let Some(errno) = card.process.faults.registration(card, length as u64) {
         return fail(errno);
     }
     if !is_mapped(address, length) {

@@ -3,8 +3,8 @@
 use super::PATIENCE;
 use fabric_safe::{
     Access, Address, AddressVector, Capabilities, Completion, CompletionBatch, CompletionQueue,
-    CompletionQueueOptions, Direction, Domain, Endpoint, Fabric, Hints, Info, MemoryRegion, OperationError,
-    OperationKind, PostError, RegisterOptions, RemoteRegion,
+    CompletionQueueOptions, Direction, Domain, Endpoint, Fabric, Hints, Info, MemoryRegion, Opened,
+    OperationError, OperationKind, PostError, RegisterOptions, RemoteRegion,
 };
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -64,14 +64,20 @@ pub(crate) fn cards(fabric: &str) -> Vec<Info> {
 
 impl Node {
     pub(crate) fn open(info: &Info, wait: bool) -> Node {
+        Node::open_with(info, wait, |_| {})
+    }
+
+    /// Opens one whose endpoint is prepared before it is enabled.
+    pub(crate) fn open_with(info: &Info, wait: bool, prepare: impl FnOnce(&Endpoint<Opened>)) -> Node {
         let fabric = Fabric::open(info).unwrap();
         let domain = Domain::open(&fabric, info).unwrap();
         let vector = AddressVector::open(&domain, Default::default()).unwrap();
         let mut options = CompletionQueueOptions::new(info);
         options.wait = wait;
         let queue = CompletionQueue::open(&domain, options).unwrap();
-        let endpoint = Endpoint::open(&domain, info)
-            .unwrap()
+        let endpoint = Endpoint::open(&domain, info).unwrap();
+        prepare(&endpoint);
+        let endpoint = endpoint
             .bind_address_vector(&vector)
             .unwrap()
             .bind_completion_queue(&queue, Direction::Both)
@@ -258,7 +264,15 @@ impl Side {
     }
 
     pub(crate) fn meet_on(part: &super::Part, info: &Info, wait: bool) -> Side {
-        let node = Node::open(info, wait);
+        Side::introduce(part, Node::open(info, wait))
+    }
+
+    /// As `meet`, with an endpoint that is prepared before it is enabled.
+    pub(crate) fn meet_with(part: &super::Part, prepare: impl FnOnce(&Endpoint<Opened>)) -> Side {
+        Side::introduce(part, Node::open_with(&cards(&part.fabric)[0], false, prepare))
+    }
+
+    fn introduce(part: &super::Part, node: Node) -> Side {
         let mut line = Line::open(&part.line, part.first);
         line.tell(&node.endpoint.name().unwrap());
         let name = line.hear(|| {}).unwrap();
