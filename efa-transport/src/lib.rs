@@ -61,14 +61,27 @@ mod warmup;
 
 // The way of a slice.
 mod batch;
-mod classify;
+mod copy;
 mod core;
-mod idle;
+mod route;
+mod slice;
+mod submit;
+mod wait;
+
+// One NIC's part of it.
+mod addresses;
 mod lane;
+mod post;
+
+// When things go wrong, and when nothing goes on.
+mod classify;
+mod failure;
+mod idle;
 mod progress;
+
+// Deciding, without doing.
 pub mod scheduler;
 pub mod simulator;
-mod slice;
 mod trace;
 
 // Cards and clocks.

@@ -1,0 +1,260 @@
+//! What happens to slices, NICs and peers after a failure, and at a deadline.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::core::Core;
+use crate::error::Error;
+use crate::events::Event;
+use crate::lane::{Lane, Outcome, Work};
+use crate::peer::Peer;
+use crate::scheduler::health::Change;
+use crate::scheduler::retry::{Decision, Failure, decide};
+use crate::slice::Slice;
+use crate::submit::Watched;
+use crate::sync::{lock, nanos};
+
+/// Failures in a row before a NIC is set aside.
+const NIC_TOLERANCE: u32 = 4;
+/// Failed requests in a row before a peer is taken for down.
+const PEER_TOLERANCE: u32 = 1;
+
+impl Core {
+    /// Deals with what left a lane.
+    pub(crate) fn settle(&self, lane: &Lane, mut outcome: Outcome) {
+        if !outcome.is_empty() {
+            let now = self.clock.now();
+            for slice in outcome.started.drain(..) {
+                self.route(slice, now);
+            }
+            for (slice, failure, why) in outcome.failed.drain(..) {
+                self.failed(slice, failure, &why, now);
+            }
+            if let Some(why) = outcome.broken.take() {
+                self.broken(lane, &why);
+            }
+        }
+        let mut spare = lock(&self.outcomes);
+        if spare.len() < 64 {
+            spare.push(outcome);
+        }
+    }
+
+    #[cold]
+    pub(crate) fn failed(&self, slice: Slice, failure: Failure, why: &str, now: u64) {
+        let request = slice.request();
+        let peer = Arc::clone(&request.peer);
+        peer.counters.failures.fetch_add(1, Ordering::Relaxed);
+        if slice.has_ended() {
+            return;
+        }
+        let rail = self.rail(&slice);
+        request.note(&format!("over {rail}: {why}"));
+        tracing::debug!(peer = %peer.name, %rail, ?failure, why, attempts = slice.attempts, "an attempt failed");
+        let local = slice.local_nic as usize;
+        if matches!(failure, Failure::Rail)
+            && let Some(lane) = self.lanes.get(local)
+        {
+            self.note_nic_failure(lane, now);
+        }
+        if peer.table().epoch != request.table.epoch {
+            let why = "it has restarted".to_owned();
+            slice.fail(|r| Error::PeerStale { peer: r.peer.name.clone(), why });
+            return;
+        }
+        if slice.gate && slice.attempts > 0 && failure != Failure::Aborted && request.immediate.is_some() {
+            // Whether the immediate got through is unknown, and it must not be counted twice.
+            let why = format!("{why}; the immediate may or may not have arrived");
+            let attempts = u32::from(slice.attempts);
+            slice.fail(|r| Error::Failed { peer: r.peer.name.clone(), rail, attempts, why });
+            return;
+        }
+        let attempts = u32::from(slice.attempts);
+        let others = slice.locals().count_ones() > 1 || slice.remotes().count_ones() > 1;
+        match decide(failure, attempts, self.config.retries, others, now, request.deadline) {
+            Decision::Retry { at } => {
+                self.retried.fetch_add(1, Ordering::Relaxed);
+                metrics::counter!("weft_efa_retries_total").increment(1);
+                peer.counters.retries.fetch_add(1, Ordering::Relaxed);
+                if at <= now {
+                    self.route(slice, now);
+                } else {
+                    lock(&self.retries).push((at, slice));
+                    self.retry_count.fetch_add(1, Ordering::AcqRel);
+                }
+            }
+            Decision::GiveUp => {
+                let why = why.to_owned();
+                match failure {
+                    Failure::Key => {
+                        if peer.set_stale() {
+                            self.events.push(Event::PeerStale { peer: peer.id, name: peer.name.clone() });
+                        }
+                        slice.fail(|r| Error::PeerStale { peer: r.peer.name.clone(), why });
+                    }
+                    Failure::Peer => {
+                        self.note_peer_failure(&peer, now);
+                        slice.fail(|r| Error::PeerDown { peer: r.peer.name.clone(), why });
+                    }
+                    _ => {
+                        slice.fail(|r| Error::Failed { peer: r.peer.name.clone(), rail, attempts, why });
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn rail(&self, slice: &Slice) -> String {
+        let local = self.lanes.get(slice.local_nic as usize).map_or("?", |lane| &lane.nic.name);
+        let remote = slice.request().table.nics.get(slice.remote_nic as usize).map_or("?", |nic| &nic.name);
+        format!("{local} to {remote}")
+    }
+
+    pub(crate) fn note_nic_failure(&self, lane: &Lane, now: u64) {
+        let mut health = lock(&lane.health);
+        let change = health.failed(now, NIC_TOLERANCE);
+        lane.aside_until.store(health.aside_until(), Ordering::Relaxed);
+        drop(health);
+        if change == Change::SetAside {
+            metrics::counter!("weft_efa_nic_down_total", "nic" => lane.nic.name.clone()).increment(1);
+            tracing::warn!(nic = %lane.nic.name, "set aside after {NIC_TOLERANCE} failures in a row");
+            self.events.push(Event::NicDown { nic: lane.nic.name.clone() });
+        }
+    }
+
+    pub(crate) fn note_peer_failure(&self, peer: &Peer, now: u64) {
+        if peer.health(|health| health.failed(now, PEER_TOLERANCE)) == Change::SetAside {
+            metrics::counter!("weft_efa_peer_down_total").increment(1);
+            tracing::warn!(peer = %peer.name, "does not answer");
+            self.events.push(Event::PeerDown { peer: peer.id, name: peer.name.clone() });
+            // Whoever carries descriptors may find that it has restarted.
+            self.events.push(Event::PeerStale { peer: peer.id, name: peer.name.clone() });
+        }
+    }
+
+    pub(crate) fn recovered(&self, lane: &Lane, peer: &Peer) {
+        let change = lock(&lane.health).succeeded();
+        lane.aside_until.store(0, Ordering::Relaxed);
+        if change == Change::Recovered {
+            tracing::info!(nic = %lane.nic.name, "works again");
+            self.events.push(Event::NicUp { nic: lane.nic.name.clone() });
+        }
+        if peer.health(|health| health.succeeded()) == Change::Recovered {
+            self.events.push(Event::PeerUp { peer: peer.id, name: peer.name.clone() });
+        }
+    }
+
+    pub(crate) fn pump_retries(&self, now: u64) {
+        loop {
+            let slice = {
+                let mut retries = lock(&self.retries);
+                let Some(at) = retries.iter().position(|(at, slice)| *at <= now || slice.has_ended()) else {
+                    return;
+                };
+                self.retry_count.fetch_sub(1, Ordering::AcqRel);
+                retries.swap_remove(at).1
+            };
+            if !slice.has_ended() {
+                self.route(slice, now);
+            }
+        }
+    }
+
+    /// A completion queue that has failed: its endpoint is closed, which ends everything that it would have told.
+    #[cold]
+    pub(crate) fn broken(&self, lane: &Lane, why: &str) {
+        tracing::error!(nic = %lane.nic.name, why, "the completion queue has failed");
+        self.note_nic_failure(lane, self.clock.now());
+        self.reopen(lane);
+    }
+
+    pub(crate) fn reopen(&self, lane: &Lane) {
+        let result = lane.reopen(&mut lock(&lane.state));
+        match result {
+            Ok(()) => {
+                tracing::warn!(nic = %lane.nic.name, "its endpoint has been closed and opened again");
+                self.changed();
+            }
+            Err(error) => {
+                tracing::error!(nic = %lane.nic.name, %error, "cannot be opened again");
+                lock(&lane.state).queue.set_closed(true);
+                lane.aside_until.store(u64::MAX, Ordering::Relaxed);
+                self.events.push(Event::NicDown { nic: lane.nic.name.clone() });
+            }
+        }
+    }
+
+    /// Drops waiting slices whose request has ended.
+    pub(crate) fn sweep(&self) {
+        let mut dropped = Vec::new();
+        for lane in &self.lanes {
+            lane.sweep(&mut dropped);
+            dropped.clear();
+        }
+        self.pump_retries(self.clock.now());
+    }
+
+    /// Fails requests whose deadline has passed, and reopens endpoints that sit on operations for too long after that.
+    /// Returns the next deadline.
+    pub(crate) fn expire(&self) -> Option<u64> {
+        let now = self.clock.now();
+        let mut next: Option<u64> = None;
+        let mut any = false;
+        let mut ended = Vec::new();
+        let mut silent = Vec::new();
+        {
+            let mut watched = lock(&self.watched);
+            let Watched { slots, free } = &mut *watched;
+            for (index, slot) in slots.iter_mut().enumerate() {
+                let Some(state) = slot else { continue };
+                if state.expire(now) {
+                    any = true;
+                    silent.extend(state.silent_peers());
+                }
+                if let Some(deadline) = state.first_deadline() {
+                    next = Some(next.map_or(deadline, |n| n.min(deadline)));
+                } else if Arc::strong_count(state) == 1 {
+                    // Its handle is gone and nothing of it is left.
+                    ended.extend(slot.take());
+                    free.push(index as u32);
+                }
+            }
+        }
+        for state in ended {
+            self.count(&state);
+            self.keep(&state);
+        }
+        for peer in silent {
+            self.note_peer_failure(&peer, now);
+        }
+        if any {
+            self.sweep();
+        }
+        next
+    }
+
+    /// Reopens the endpoint of every lane that holds an operation long after its request has ended.
+    pub(crate) fn unstick(&self) {
+        let now = self.clock.now();
+        let patience = nanos(self.config.stuck_after);
+        for lane in &self.lanes {
+            if let Some(trouble) = lane.nic.trouble() {
+                tracing::warn!(nic = %lane.nic.name, trouble, "the provider reports");
+            }
+            let Ok(state) = lane.state.try_lock() else { continue };
+            let stuck = state.queue.flying().any(|(_, work)| match work {
+                Work::Slice(slice) => {
+                    let request = slice.request();
+                    request.has_ended()
+                        && now.saturating_sub(request.deadline.max(slice.since)) > patience
+                        && now > request.deadline
+                }
+                Work::Probe(_) => false,
+            });
+            drop(state);
+            if stuck {
+                self.reopen(lane);
+            }
+        }
+    }
+}

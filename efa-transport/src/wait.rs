@@ -1,0 +1,67 @@
+//! Waiting: the caller's thread drives the NICs.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::batch::BatchState;
+use crate::core::Core;
+use crate::lane::Lane;
+
+impl Core {
+    /// Drives the lanes on this thread until `done`, or the deadline. True if done.
+    pub(crate) fn wait_for(
+        &self,
+        state: &BatchState,
+        done: fn(&BatchState) -> bool,
+        deadline: Option<Instant>,
+    ) -> bool {
+        if done(state) {
+            return true;
+        }
+        self.drivers.fetch_add(1, Ordering::AcqRel);
+        let mut quiet = 0_u32;
+        let mut idler = self.idler();
+        let outcome = loop {
+            if done(state) {
+                break true;
+            }
+            if self.drive_all() > 0 {
+                if quiet > 0 {
+                    idler.active();
+                    quiet = 0;
+                }
+                continue;
+            }
+            quiet = quiet.saturating_add(1);
+            if quiet.is_multiple_of(32) {
+                let now = Instant::now();
+                let at = self.clock.at(now);
+                if state.expire(at) {
+                    for peer in state.silent_peers() {
+                        self.note_peer_failure(&peer, at);
+                    }
+                    self.sweep();
+                }
+                if deadline.is_some_and(|deadline| now >= deadline) {
+                    break done(state);
+                }
+            }
+            if quiet > 256 && self.drivers.load(Ordering::Relaxed) > 1 {
+                // Others drive too: one of them will tell.
+                state.sleep(done, Duration::from_micros(100));
+            } else {
+                let next = state.first_deadline().map(|at| self.clock.instant(at));
+                let until = [deadline, next].into_iter().flatten().min();
+                self.relax(
+                    &mut idler,
+                    quiet,
+                    until.unwrap_or_else(|| Instant::now() + Duration::from_millis(1)),
+                );
+            }
+        };
+        if self.drivers.fetch_sub(1, Ordering::AcqRel) == 1 && self.lanes.iter().any(Lane::is_busy) {
+            self.wake_progress();
+        }
+        outcome
+    }
+}
