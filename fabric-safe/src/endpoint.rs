@@ -578,7 +578,9 @@ impl Endpoint<Enabled> {
 
     /// Closes the endpoint. Posting gives [`PostError::Closed`] from now on; operations whose end has not been polled come out
     /// of the completion queue as [`ErrorKind::Aborted`](crate::ErrorKind::Aborted), whatever they did at the target. When it
-    /// returns, the provider has let go of the memory of all operations.
+    /// returns, the provider has let go of the memory of all operations, except with `shm`: its peers carry out what they have
+    /// been asked for later, so the memory of operations that are aborted is kept for ever
+    /// ([`OperationError::quiesced`](crate::OperationError::quiesced)).
     ///
     /// Poll first to hear about what has completed: closing itself does not poll, because that would let peers' requests in.
     ///
@@ -598,6 +600,12 @@ impl Enabled {
     /// What a region must have in common with the endpoint.
     pub(crate) fn parent(&self) -> &'static str {
         if self.domain.info().endpoint_regions() { "endpoint" } else { "domain" }
+    }
+
+    /// Whether peers carry out our operations on our memory, and perhaps after we have gone. With `shm` of libfabric 2.5 they
+    /// were seen to: a target copied from memory whose owner had closed its endpoint.
+    fn peers_reach_in(&self) -> bool {
+        self.info.provider_name() == "shm"
     }
 
     /// Calls something on the endpoint while nobody posts or closes it; `None` if it is closed, or if this thread has a
@@ -633,14 +641,19 @@ impl Enabled {
                 Some(second) if is_second => second,
                 _ => &mut first,
             };
-            state.close(&side.table, closed.is_ok());
+            let at_rest = closed.is_ok() && !(ptr::eq(side, &self.transmit) && self.peers_reach_in());
+            state.close(&side.table, at_rest);
         }
         drop((first, second));
         drop((transmit, receive));
         match closed {
             Ok(()) => {
-                self.domain.0.remove_table(&self.transmit.table);
-                self.domain.0.remove_table(&self.receive.table);
+                for side in [&self.transmit, &self.receive] {
+                    // What is not at rest is looked for there as long as the domain lives.
+                    if side.table.is_empty() {
+                        self.domain.0.remove_table(&side.table);
+                    }
+                }
             }
             Err(_) => {
                 // The endpoint lives on in the provider, and so must all that it refers to.

@@ -322,8 +322,8 @@ impl OperationError {
         self.overflow_bytes
     }
 
-    /// Whether the local memory of the operation is at rest. False only when the endpoint could not be closed: the memory is
-    /// then kept for ever rather than given back.
+    /// Whether the local memory of the operation is at rest. False only when the endpoint could not be closed, and for sends,
+    /// reads and writes with `shm` that were aborted: the memory is then kept for ever rather than given back.
     pub fn quiesced(&self) -> bool {
         self.quiesced
     }

@@ -108,7 +108,7 @@
 //! | depth | Reported by the provider, kept by us: [`PostError::Again`] comes at the latest when all slots are taken. |
 //! | progress | With [`Info::manual_progress`], *both* sides have to poll, the target of a write too. |
 //! | waiting | [`CompletionQueue::wait`] where the provider has a descriptor to wait on; `shm` has none. |
-//! | a bad key | `shm` 1.17 never completes it. `tcp;ofi_rxm` cancels, and answers [`PostError::Again`] for ever after: set a deadline, close the endpoint. |
+//! | a bad key | Reaches nothing, anywhere. `tcp`, `net` and `tcp;ofi_rxm` cancel the operation, `sockets` and EFA report an error, `shm` 1.17 and `udp;ofi_rxd` never complete it, `shm` 2.5 reports success. `tcp` and `net` answer [`PostError::Again`] for ever after: set a deadline, close the endpoint. |
 //! | immediates | 8 bytes, 4 on EFA ([`Info::immediate_bytes`]). May use up a receive: [`Completion::kind`]. |
 //! | a message without a receive | With `net`/`tcp` it holds up everything behind it on the same connection. |
 //! | cancelling | Receives only, and not everywhere. |
@@ -116,8 +116,9 @@
 //!
 //! Limits that cannot be evened out from outside: with `shm`, two endpoints *of one process* use each other's memory
 //! directly, and the provider crashes if one of them is closed while there is business between them (libfabric 2.5 also
-//! with traffic in both directions). Between processes it is sound. Connected endpoints and multi-receive buffers are not
-//! offered.
+//! with traffic in both directions). Between processes it is sound, but peers may carry out an operation after its endpoint
+//! has been closed, so the memory of what is aborted then is kept for ever. Connected endpoints and multi-receive buffers
+//! are not offered.
 
 mod address;
 mod completion;

@@ -373,6 +373,11 @@ impl Table {
         self.closed.store(true, Ordering::Release);
     }
 
+    /// Whether no operation holds anything. Exact if none is posted or ended meanwhile.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.iter().all(|slot| !slot.word().pinned())
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }

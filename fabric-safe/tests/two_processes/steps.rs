@@ -1,216 +1,42 @@
-//! Every operation between two processes, with the data checked, on every provider of every libfabric that is here.
-//!
-//! On software EFA cards it is run by soft-efa's test `fabric_safe`. `FABRIC_TEST_LARGE=1` adds transfers of 1 GiB and says how long the steps take.
+//! The steps that both processes take together: every operation, with the data checked.
 
-#![allow(clippy::unwrap_used)] // a test fails by panicking
-
-mod support;
-
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use fabric_safe::{
-    Access, Address, Capabilities, ErrorKind, MemoryRegion, OperationKind, PostError, PostFlags,
-    ReceiveOptions, RemoteRegion, SendOptions, Tag, WriteOptions, option,
+    Access, Capabilities, MemoryRegion, OperationKind, PostError, PostFlags, ReceiveOptions, SendOptions,
+    Tag, WriteOptions, option,
 };
-use support::line::{Line, PATIENCE};
-use support::node::{Node, discover};
-use support::{libraries, pattern, skip};
 
-const ROLE: &str = "FABRIC_SAFE_TEST_ROLE";
-const LINE: &str = "FABRIC_SAFE_TEST_LINE";
-const PROVIDER: &str = "FABRIC_SAFE_TEST_PROVIDER";
-/// Set to test transfers of up to 1 GiB.
-const LARGE: &str = "FABRIC_TEST_LARGE";
-/// What a child exits with when its provider is not there.
-const ABSENT: i32 = 77;
-
-macro_rules! providers {
-    ($($test:ident: $provider:literal,)*) => {
-        $(
-            #[test]
-            fn $test() {
-                two_processes(stringify!($test), $provider);
-            }
-        )*
-    };
-}
-
-providers! {
-    tcp: "tcp",
-    tcp_rxm: "tcp;ofi_rxm",
-    net: "net",
-    shm: "shm",
-    sockets: "sockets",
-    udp_rxd: "udp;ofi_rxd",
-    efa: "efa/efa",
-    efa_direct: "efa/efa-direct",
-}
-
-/// Runs both roles on every libfabric.
-fn two_processes(test: &str, provider: &str) {
-    if !libraries::wanted(provider) {
-        return skip(test, "not in FABRIC_TEST_PROVIDERS");
-    }
-    let libraries = libraries::all();
-    if libraries.is_empty() {
-        return skip(test, "no libfabric here");
-    }
-    // One pair at a time: two processes that wait for each other are enough for a small machine.
-    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut places = Vec::new();
-    for library in &libraries {
-        let folder = tempfile::tempdir().unwrap();
-        let start = |role: &str| {
-            let mut child = Command::new(std::env::current_exe().unwrap());
-            child.args(["--exact", "child", "--nocapture", "--test-threads=1"]);
-            child.env(ROLE, role).env(LINE, folder.path().join("line")).env(PROVIDER, provider);
-            library.choose(&mut child);
-            Running(child.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
-        };
-        let (mut target, mut initiator) = (start("target"), start("initiator"));
-        let (first, second) = (initiator.wait(), target.wait());
-        if first == Some(ABSENT) && second == Some(ABSENT) {
-            continue;
-        }
-        assert_eq!((first, second), (Some(0), Some(0)), "{provider} on {}", library.name);
-        places.push(&library.name);
-    }
-    if places.is_empty() {
-        skip(test, &format!("no libfabric here has provider {provider}"));
-    } else {
-        eprintln!("{test}: well on {places:?}");
-    }
-}
-
-/// A child process that does not outlive the test.
-struct Running(Child);
-
-impl Running {
-    fn wait(&mut self) -> Option<i32> {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(start.elapsed() < 2 * PATIENCE, "a child does not come to an end");
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Both roles; does nothing unless started by `two_processes`.
-#[test]
-fn child() {
-    let Some(role) = std::env::var_os(ROLE) else { return };
-    let provider = std::env::var(PROVIDER).unwrap();
-    let path = PathBuf::from(std::env::var_os(LINE).unwrap());
-    let Some(info) = discover(&provider) else { std::process::exit(ABSENT) };
-    let target = role == "target";
-    let line = if target { Line::listen(&path) } else { Line::call(&path) };
-    let node = Node::open(&info);
-    let mut side = Side::meet(node, line, info.capabilities(), target, &provider);
-    let steps: [(&str, Step); 10] = [
-        ("messages", Side::messages),
-        ("tagged messages", Side::tagged_messages),
-        ("injected messages", Side::injected_messages),
-        ("writes", Side::writes),
-        ("reads", Side::reads),
-        ("vectors", Side::vectors),
-        ("immediates", Side::immediates),
-        ("atomics", Side::atomics),
-        ("saturation", Side::saturation),
-        ("closing", Side::closing),
-    ];
-    for (name, step) in steps {
-        let start = Instant::now();
-        step(&mut side);
-        if std::env::var_os(LARGE).is_some() && target {
-            eprintln!("  {provider}: {name} {:?}", start.elapsed());
-        }
-    }
-    drop(side);
-    assert_eq!(fabric_safe::leaked_objects(), 0);
-}
-
-/// One of the two processes.
-struct Side {
-    node: Node,
-    line: Line,
-    peer: Address,
-    capabilities: Capabilities,
-    target: bool,
-    /// Longest transfer that is reasonable with this provider.
-    longest: usize,
-    token: u64,
-}
+use crate::side::{LARGE, MARGIN, Side};
+use crate::support::line::PATIENCE;
+use crate::support::pattern;
 
 /// One of the things to do together.
 type Step = fn(&mut Side);
 
-/// Bytes around every range that a test writes, which must not change.
-const MARGIN: usize = 64;
-
 impl Side {
-    fn meet(node: Node, mut line: Line, capabilities: Capabilities, target: bool, provider: &str) -> Side {
-        line.tell(&node.endpoint.name().unwrap());
-        let peer = node.insert(&line.hear(|| {}));
-        let longest = match provider {
-            // Datagrams of a few KiB with acknowledgements in software.
-            "udp;ofi_rxd" => 1 << 20,
-            // A gigabyte takes seconds with each provider on a small machine, so it is for those who ask.
-            _ if std::env::var_os(LARGE).is_some() => 1 << 30,
-            _ => 16 << 20,
-        };
-        Side { node, line, peer, capabilities, target, longest, token: 0 }
-    }
-
-    fn token(&mut self) -> u64 {
-        self.token += 1;
-        self.token
-    }
-
-    fn tell(&mut self, message: &[u8]) {
-        self.line.tell(message);
-    }
-
-    fn hear(&mut self) -> Vec<u8> {
-        let Side { line, node, .. } = self;
-        line.hear(|| {
-            node.poll();
-        })
-    }
-
-    /// Waits for each other, making progress.
-    fn together(&mut self) {
-        self.tell(b"here");
-        assert_eq!(self.hear(), b"here");
-    }
-
-    fn register(&self, bytes: Vec<u8>) -> MemoryRegion<Vec<u8>> {
-        self.node.domain.register(bytes, Access::ALL).unwrap()
-    }
-
-    /// The target's region, as it told.
-    fn remote(&mut self) -> RemoteRegion {
-        RemoteRegion::from_bytes(self.hear().try_into().unwrap())
-    }
-
-    fn sizes(&self, longest: usize) -> Vec<usize> {
-        let longest = longest.min(self.longest);
-        [1, 64, 4096, 65_536 + 3, 1 << 20, 16 << 20, 1 << 30]
-            .into_iter()
-            .filter(|size| *size <= longest)
-            .collect()
+    /// Every operation, one step after the other.
+    pub(crate) fn everything(&mut self, provider: &str) {
+        let steps: [(&str, Step); 11] = [
+            ("messages", Side::messages),
+            ("tagged messages", Side::tagged_messages),
+            ("injected messages", Side::injected_messages),
+            ("writes", Side::writes),
+            ("reads", Side::reads),
+            ("vectors", Side::vectors),
+            ("immediates", Side::immediates),
+            ("atomics", Side::atomics),
+            ("more to come", Side::more_to_come),
+            ("saturation", Side::saturation),
+            ("closing", Side::closing),
+        ];
+        for (name, step) in steps {
+            let start = Instant::now();
+            step(self);
+            if std::env::var_os(LARGE).is_some() && self.target {
+                eprintln!("  {provider}: {name} {:?}", start.elapsed());
+            }
+        }
     }
 
     fn messages(&mut self) {
@@ -604,28 +430,60 @@ impl Side {
         self.together();
     }
 
-    /// Receives that nobody sends to end when the endpoint is closed, and give their memory back.
-    fn closing(&mut self) {
-        let region = self.register(vec![0; 4096]);
-        let tokens: Vec<u64> = (0..3).map(|_| self.token()).collect();
-        for token in &tokens {
-            self.node.post(|e| e.receive(None, region.as_slice(), *token));
+    /// Batches in which all but the last operation say that more follows: the provider may hold them back until then, but not
+    /// for ever.
+    fn more_to_come(&mut self) {
+        const BLOCK: usize = 200;
+        let blocks = 16.min(self.node.endpoint.transmit_depth());
+        let peer = self.peer.clone();
+        let flags = |index| if index + 1 < blocks { PostFlags::MORE } else { PostFlags::empty() };
+        let tokens: Vec<u64> = (0..2 * blocks).map(|_| self.token()).collect();
+        let (first, second) = tokens.split_at(blocks);
+        let block = |index: usize| index * BLOCK..(index + 1) * BLOCK;
+        if self.target {
+            let region = self.register(vec![0xee; blocks * BLOCK + 2 * MARGIN]);
+            let inbox = self.register(vec![0; blocks * BLOCK]);
+            for (index, token) in second.iter().enumerate() {
+                let options = ReceiveOptions { flags: flags(index), ..Default::default() };
+                let slice = [inbox.slice(block(index)).unwrap()];
+                self.node.post(|e| e.receive_with(None, &slice, options, *token));
+            }
+            self.tell(&region.remote().to_bytes());
+            self.hear();
+            self.check_written(&region, 12, blocks * BLOCK);
+            for token in second {
+                assert_eq!(self.node.good_end(*token).len_bytes, BLOCK);
+            }
+            // Messages may overtake each other (on EFA they do), so in any order.
+            let mut came = inbox.into_memory().unwrap();
+            let mut sent = pattern(12, blocks * BLOCK);
+            let sorted = |bytes: &mut Vec<u8>| {
+                let mut blocks: Vec<_> = bytes.chunks(BLOCK).map(<[u8]>::to_vec).collect();
+                blocks.sort();
+                blocks
+            };
+            assert!(sorted(&mut came) == sorted(&mut sent));
+        } else {
+            let region = self.register(pattern(12, blocks * BLOCK));
+            let remote = self.remote();
+            for (index, token) in first.iter().enumerate() {
+                let options = WriteOptions { flags: flags(index), ..Default::default() };
+                let (slice, at) = ([region.slice(block(index)).unwrap()], (MARGIN + index * BLOCK) as u64);
+                self.node.post(|e| e.write_with(&peer, &slice, remote.at(at), options, *token));
+            }
+            for token in first {
+                self.node.good_end(*token);
+            }
+            self.tell(b"written");
+            for (index, token) in second.iter().enumerate() {
+                let options = SendOptions { flags: flags(index), ..Default::default() };
+                let slice = [region.slice(block(index)).unwrap()];
+                self.node.post(|e| e.send_with(&peer, &slice, options, *token));
+            }
+            for token in second {
+                self.node.good_end(*token);
+            }
         }
         self.together();
-        let Err(fabric_safe::DeregisterError::InUse(region)) = region.into_memory() else {
-            panic!("memory was given back under a receive");
-        };
-        assert_eq!(self.node.endpoint.receive_in_flight(), tokens.len());
-        self.node.endpoint.close().unwrap();
-        self.node.endpoint.close().unwrap();
-        assert!(matches!(self.node.endpoint.receive(None, region.as_slice(), 0), Err(PostError::Closed)));
-        for token in tokens {
-            let error = self.node.end(token).result.unwrap_err();
-            assert!(matches!(error.kind(), ErrorKind::Aborted | ErrorKind::Cancelled), "{error}");
-            assert!(error.quiesced());
-        }
-        assert_eq!(region.into_memory().unwrap(), vec![0; 4096]);
-        self.tell(b"closed");
-        assert_eq!(self.line.hear(|| {}), b"closed");
     }
 }
