@@ -16,7 +16,8 @@ const LAYERS: &[&[&str]] = &[
     &["efa-mr"],
     &["efa-transport", "tcp-transport"],
     &["engine"],
-    &["weft-cli", "weft-capi", "weft-py"],
+    &["weft-cli", "weft-compat"],
+    &["weft-capi", "weft-py"],
     &["weft-demo"],
 ];
 
