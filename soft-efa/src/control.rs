@@ -32,7 +32,7 @@ const SOCKET: &str = "control";
 const LONGEST: u64 = 4096;
 
 /// What answers on the socket.
-struct Control {
+pub(crate) struct Control {
     dir: PathBuf,
     rules: Vec<(u64, String)>,
     next: u64,
@@ -42,7 +42,7 @@ struct Control {
 pub(crate) fn serve(dir: &Path) -> Result<(), Error> {
     let listener = UnixListener::bind(dir.join(SOCKET))
         .map_err(|error| Error::Io { what: format!("listen in {}", dir.display()), error })?;
-    let mut control = Control { dir: dir.to_path_buf(), rules: Vec::new(), next: 1 };
+    let mut control = Control::new(dir);
     std::thread::Builder::new()
         .name("soft-efa-control".into())
         .spawn(move || {
@@ -74,7 +74,12 @@ pub fn command(dir: &Path, line: &str) -> Result<String, Error> {
 }
 
 impl Control {
-    fn answer(&mut self, mut stream: UnixStream) -> std::io::Result<()> {
+    pub(crate) fn new(dir: &Path) -> Control {
+        Control { dir: dir.to_path_buf(), rules: Vec::new(), next: 1 }
+    }
+
+    /// Reads one command from a connection and answers it.
+    pub(crate) fn answer(&mut self, mut stream: UnixStream) -> std::io::Result<()> {
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         stream.set_write_timeout(Some(Duration::from_secs(2)))?;
         let mut bytes = Vec::new();
@@ -207,7 +212,7 @@ mod tests {
 
     fn control() -> (Control, crate::scratch::Scratch) {
         let scratch = crate::scratch::Scratch::new().unwrap();
-        (Control { dir: scratch.dir().to_path_buf(), rules: Vec::new(), next: 1 }, scratch)
+        (Control::new(scratch.dir()), scratch)
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub mod control;
 #[cfg_attr(not(feature = "cards"), allow(dead_code))] // the launcher reads what the cards count
 mod counters;
 pub mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod launcher;
 pub mod libraries;
 pub mod profile;

@@ -240,6 +240,12 @@ impl<T> Mapped<T> {
         Ok(Mapped { base: base.cast(), length })
     }
 
+    /// Where it lies, and how many bytes.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn bytes(&self) -> (*mut u8, usize) {
+        (self.base.cast(), self.length)
+    }
+
     /// First byte after the `T`.
     pub(crate) fn tail(&self) -> *mut u8 {
         // SAFETY: the mapping is at least as long as a T, so one past the T is in bounds or one past the end.

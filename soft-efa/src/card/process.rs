@@ -350,7 +350,7 @@ pub(crate) fn regions_path(process: &Process, slot: usize, generation: u32) -> P
     shared::process_path(&process.settings.dir, slot, generation)
 }
 
-fn ring_path(dir: &Path, from: (usize, u32), to: (usize, u32)) -> PathBuf {
+pub(crate) fn ring_path(dir: &Path, from: (usize, u32), to: (usize, u32)) -> PathBuf {
     dir.join(format!("ring-{}.{}-{}.{}", from.0, from.1, to.0, to.1))
 }
 
@@ -388,7 +388,7 @@ fn remove_files(dir: &Path, slot: usize, generation: u32) {
 }
 
 /// Start time of a process that has not ended, in clock ticks since boot.
-fn start_time(pid: libc::pid_t) -> Option<u64> {
+pub(crate) fn start_time(pid: libc::pid_t) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command name may contain anything; fields are counted from the last parenthesis.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();

@@ -91,7 +91,8 @@ impl Ring {
         let total = if room_to_end < need { room_to_end + need } else { need };
         for attempt in 0..2 {
             let head = self.mapped.head.load(Ordering::SeqCst);
-            if tail.wrapping_sub(head) as usize + total <= CAPACITY {
+            // What the reader says is not believed: a head that cannot be is no room.
+            if tail.wrapping_sub(head) <= (CAPACITY - total) as u64 {
                 break;
             }
             if attempt == 1 {
@@ -103,7 +104,7 @@ impl Ring {
             let wrap = Packet { kind: WRAP, payload: (room_to_end - HEADER) as u32, ..Packet::default() };
             // SAFETY: room_to_end is a multiple of ALIGN, which is at least HEADER, so a header fits before the end.
             unsafe { self.at(tail).cast::<Packet>().write_unaligned(wrap) };
-            tail += room_to_end as u64;
+            tail = tail.wrapping_add(room_to_end as u64);
         }
         let start = self.at(tail);
         // SAFETY: `need` bytes from here on lie before the end of the ring and are free; the caller vouches for the parts.
@@ -115,7 +116,7 @@ impl Ring {
                 to = to.add(length);
             }
         }
-        self.mapped.tail.store(tail + need as u64, Ordering::Release);
+        self.mapped.tail.store(tail.wrapping_add(need as u64), Ordering::Release);
         true
     }
 
@@ -125,27 +126,52 @@ impl Ring {
         loop {
             let head = self.mapped.head.load(Ordering::Relaxed);
             let tail = self.mapped.tail.load(Ordering::Acquire);
-            if head == tail {
+            let filled = tail.wrapping_sub(head);
+            if filled == 0 || filled > CAPACITY as u64 || !head.is_multiple_of(ALIGN as u64) {
                 return None;
             }
-            // SAFETY: a header lies at every position between head and tail, and positions are multiples of ALIGN.
+            // SAFETY: positions are multiples of ALIGN, which is at least HEADER, so a header fits before the end of the ring.
             let packet = unsafe { self.at(head).cast::<Packet>().read_unaligned() };
             let need = (HEADER + packet.payload as usize).next_multiple_of(ALIGN);
             let room_to_end = CAPACITY - (head as usize & (CAPACITY - 1));
-            if need > room_to_end {
+            if need > room_to_end || need as u64 > filled {
                 return None;
             }
             if packet.kind == WRAP {
-                self.mapped.head.store(head + need as u64, Ordering::SeqCst);
+                self.mapped.head.store(head.wrapping_add(need as u64), Ordering::SeqCst);
                 continue;
             }
             // SAFETY: need was checked against the end of the ring; the writer leaves these bytes alone until head moves.
             let payload =
                 unsafe { std::slice::from_raw_parts(self.at(head).add(HEADER), packet.payload as usize) };
             let result = consume(&packet, payload);
-            self.mapped.head.store(head + need as u64, Ordering::SeqCst);
+            self.mapped.head.store(head.wrapping_add(need as u64), Ordering::SeqCst);
             return Some(result);
         }
+    }
+
+    /// All of its memory.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn bytes(&self) -> *mut [u8] {
+        let (base, length) = self.mapped.bytes();
+        std::ptr::slice_from_raw_parts_mut(base, length)
+    }
+
+    /// Puts a packet in whose header is the first bytes and whose payload is the others.
+    ///
+    /// # Safety
+    /// As [`Ring::push`]: this must be the only writer.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) unsafe fn push_raw(&self, bytes: &[u8]) {
+        let mut header = [0u8; HEADER];
+        let (head, payload) = bytes.split_at(bytes.len().min(HEADER));
+        header[..head.len()].copy_from_slice(head);
+        let payload = &payload[..payload.len().min(10_000)];
+        // SAFETY: a Packet consists of integers, for which all bytes are valid.
+        let mut packet = unsafe { header.as_ptr().cast::<Packet>().read_unaligned() };
+        packet.payload = payload.len() as u32;
+        // SAFETY: one part, of the payload's length; the caller vouches for the rest.
+        unsafe { self.push(&packet, &[(payload.as_ptr(), payload.len())]) };
     }
 
     /// Whether the writer has asked to be rung; asking again clears it.
@@ -199,6 +225,21 @@ mod tests {
         assert!(reader.take_writer_waits() && !reader.take_writer_waits());
         reader.pop(|_, _| ()).unwrap();
         assert!(push(&writer, 1, &bytes[..64]));
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn positions_that_cannot_be_stop_the_ring() {
+        let (writer, reader, path) = fresh("positions");
+        assert!(push(&writer, 0, b"x"));
+        // A writer that claims more than fits, a reader's position between packets, a tail behind the head.
+        for (head, tail) in [(0, u64::MAX), (0, CAPACITY as u64 + 64), (1, 64), (64, 0)] {
+            writer.mapped.head.store(head, Ordering::SeqCst);
+            writer.mapped.tail.store(tail, Ordering::SeqCst);
+            assert!(reader.pop(|_, _| ()).is_none(), "head {head}, tail {tail}");
+        }
+        writer.mapped.head.store(u64::MAX, Ordering::SeqCst);
+        assert!(!push(&writer, 0, b"x"), "no room");
         std::fs::remove_file(path).unwrap();
     }
 
