@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::peer::PeerInner;
+use crate::request::Op;
 use crate::slice::Slice;
 use crate::stats::Counters;
 use crate::sync::lock;
@@ -98,6 +99,14 @@ impl Ticket {
 
     pub(crate) fn batch(&self) -> &Arc<BatchState> {
         &self.batch
+    }
+
+    /// Counts bytes that have been read or written.
+    pub(crate) fn count(&self, op: Op, bytes: u64) {
+        match op {
+            Op::Read => self.batch.counters.bytes_read.add(bytes),
+            Op::Write => self.batch.counters.bytes_written.add(bytes),
+        };
     }
 
     /// Hands the answer of a call to whoever waits for it.
@@ -234,7 +243,7 @@ impl BatchState {
                 None => &self.counters.requests_done,
                 Some(_) => &self.counters.requests_failed,
             };
-            counter.fetch_add(1, Ordering::Relaxed);
+            counter.add(1);
         }
         let last = self.running.fetch_sub(1, Ordering::SeqCst) == 1;
         let waker = if last { self.all_ended(&mut inner) } else { None };

@@ -88,8 +88,8 @@ impl Context {
     }
 
     pub(crate) fn turned_away(&self, from: SocketAddr, cause: &str) {
-        let before = self.counters.turned_away.fetch_add(1, Ordering::Relaxed);
-        self.counters.connections.fetch_sub(1, Ordering::Relaxed);
+        let before = self.counters.turned_away.add(1);
+        self.counters.connections.down();
         // A flood of bad connections must not become a flood of log lines.
         if before < 10 || before.is_power_of_two() {
             tracing::warn!(peer = %from, "turned a connection away ({} so far): {cause}", before + 1);

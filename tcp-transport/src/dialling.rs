@@ -14,7 +14,6 @@ use crate::io::IoShared;
 use crate::lane::{BLOCKING_RECEIVE, Lane, Window};
 use crate::peer::PeerInner;
 use crate::socket;
-use crate::stats::Counters;
 
 /// See the module.
 pub(crate) struct Dialling {
@@ -153,7 +152,7 @@ impl Dialling {
             token,
             window,
         );
-        Counters::add(&context.counters.lanes_opened, 1);
+        context.counters.lanes_opened.add(1);
         if context.settings.same_process {
             self.peer.set_loopback(crate::context::find(theirs.session));
         }

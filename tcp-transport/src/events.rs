@@ -224,3 +224,92 @@ impl Notifications {
         self.queue.next(deadline)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // tests
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    fn arrival(immediate: u64, bytes: u64) -> Arrival {
+        Arrival { immediate, bytes, from: "127.0.0.1:1".parse().unwrap(), session: 7 }
+    }
+
+    fn late() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    #[test]
+    fn a_queue_keeps_order_and_refuses_what_does_not_fit() {
+        let arrivals = Arrivals::new(2);
+        assert!(arrivals.try_next().is_none());
+        assert!(arrivals.offer(arrival(1, 10)) && arrivals.offer(arrival(2, 20)));
+        assert!(!arrivals.offer(arrival(3, 30)), "full");
+        assert_eq!(arrivals.try_next(), Some(arrival(1, 10)));
+        assert!(arrivals.offer(arrival(3, 30)), "room again");
+        assert_eq!(arrivals.next(late()).unwrap().immediate, 2);
+        assert_eq!(arrivals.next(late()).unwrap().immediate, 3);
+        assert!(arrivals.next(Instant::now()).is_none());
+    }
+
+    #[test]
+    fn what_is_watched_is_counted_and_takes_no_room() {
+        let arrivals = Arrivals::new(1);
+        let counter = arrivals.watch(5);
+        let same = arrivals.watch(5);
+        assert!((0..3).all(|_| arrivals.offer(arrival(5, 1))));
+        assert!(arrivals.offer(arrival(6, 1)), "another immediate is queued");
+        assert_eq!((counter.value(), same.value()), (3, 3));
+        assert!(counter.wait(3, Instant::now()) && !counter.wait(4, Instant::now()));
+        drop(counter);
+        assert!(arrivals.offer(arrival(5, 1)) && same.value() == 4, "counted as long as anybody watches");
+        drop(same);
+        assert!(!arrivals.offer(arrival(5, 1)), "queued again, and the queue is full");
+        assert_eq!(arrivals.watch(5).value(), 0, "a new count begins at zero");
+    }
+
+    /// Those who wait are woken by what they wait for, and by the end.
+    #[test]
+    fn waiting_ends_by_an_arrival_or_by_closing() {
+        let arrivals = Arrivals::new(10);
+        let counter = arrivals.watch(1);
+        let waiting = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let counted = scope.spawn(|| counter.wait(2, late()));
+            let queued = scope.spawn(|| {
+                let first = arrivals.next(late());
+                waiting.store(true, Ordering::SeqCst);
+                (first, arrivals.next(late()))
+            });
+            assert!(
+                arrivals.offer(arrival(1, 0))
+                    && arrivals.offer(arrival(2, 0))
+                    && arrivals.offer(arrival(1, 0))
+            );
+            assert!(counted.join().unwrap());
+            while !waiting.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            arrivals.close();
+            let (first, second) = queued.join().unwrap();
+            assert_eq!((first, second), (Some(arrival(2, 0)), None));
+        });
+        assert!(
+            arrivals.offer(arrival(9, 0)) && arrivals.next(late()).is_some(),
+            "what is there can still be taken"
+        );
+    }
+
+    #[test]
+    fn notifications_are_bounded_too() {
+        let notifications = Notifications::new(1);
+        let one = Notification { bytes: vec![1], from: "[::1]:1".parse().unwrap(), session: 1 };
+        assert!(notifications.offer(one.clone()) && !notifications.offer(one.clone()));
+        assert_eq!(notifications.next(late()), Some(one));
+        notifications.close();
+        assert_eq!(notifications.next(late()), None);
+        assert_eq!(notifications.try_next(), None);
+    }
+}

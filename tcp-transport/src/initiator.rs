@@ -9,6 +9,7 @@ use crate::batch::BatchState;
 use crate::decoder::{Decoder, Step};
 use crate::error::{Error, Refusal};
 use crate::handshake::printable;
+use crate::request::Op;
 use crate::seam::{self, Gather, Scatter};
 use crate::slice::{Cursor, Slice};
 use crate::staging::{self, Outgoing};
@@ -104,8 +105,6 @@ pub(crate) struct Initiator {
     /// Earliest deadline of anything in flight, or earlier.
     next_deadline: Option<Instant>,
     message_limit: u64,
-    pub(crate) bytes_read: u64,
-    pub(crate) bytes_written: u64,
     pub(crate) leavings: Leavings,
 }
 
@@ -126,8 +125,6 @@ impl Initiator {
             bytes_expected: 0,
             next_deadline: None,
             message_limit,
-            bytes_read: 0,
-            bytes_written: 0,
             leavings: Leavings::default(),
         }
     }
@@ -413,7 +410,9 @@ impl Initiator {
             self.uncount(again.bytes, again.kind);
             if matches!(again.kind, Kind::Write | Kind::HostWrite) {
                 // The bytes are in place; only the immediate found no room.
-                self.bytes_written += again.bytes;
+                if let Some(ticket) = &again.ticket {
+                    ticket.count(Op::Write, again.bytes);
+                }
                 again.kind = Kind::Immediate;
                 again.argument = std::mem::take(&mut again.bytes);
                 again.local = None;
@@ -439,8 +438,12 @@ impl Initiator {
             (code, _) => Err(Error::Refused { peer: self.peer, reason: Refusal::from_code(code) }),
         };
         match (slice.kind, result.is_ok()) {
-            (Kind::Read | Kind::HostRead, true) => self.bytes_read += slice.bytes,
-            (Kind::Write | Kind::HostWrite, true) => self.bytes_written += slice.bytes,
+            (Kind::Read | Kind::HostRead, true) => {
+                slice.ticket.iter().for_each(|t| t.count(Op::Read, slice.bytes));
+            }
+            (Kind::Write | Kind::HostWrite, true) => {
+                slice.ticket.iter().for_each(|t| t.count(Op::Write, slice.bytes));
+            }
             (Kind::Supersede, _) => self.leavings.control.push(Control::Superseded(slice.argument)),
             (Kind::HostProbe, ok) => self.leavings.control.push(Control::HostProbed(ok)),
             (Kind::Call, true) => {

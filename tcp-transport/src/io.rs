@@ -22,7 +22,6 @@ use crate::initiator::Leavings;
 use crate::lane::Lane;
 use crate::peer::PeerInner;
 use crate::server_lane::{ServerLane, Turn};
-use crate::stats::Counters;
 use crate::sync::lock;
 
 /// How often deadlines are looked at while there are any.
@@ -325,7 +324,7 @@ impl IoThread {
         if let Some(Source::Mooncake(session)) = self.take(token) {
             tracing::debug!(peer = %session.from(), "Mooncake connection ended: {cause}");
             self.shared.remove(session.socket());
-            Counters::add(&self.context.counters.connections, 0_u64.wrapping_sub(1));
+            self.context.counters.connections.down();
         }
     }
 
@@ -366,14 +365,14 @@ impl IoThread {
     fn drop_client(&mut self, token: u64) {
         if let Some(Source::Client(lane)) = self.take(token) {
             self.shared.remove(lane.socket());
-            Counters::add(&self.context.counters.connections, 0_u64.wrapping_sub(1));
+            self.context.counters.connections.down();
         }
     }
 
     fn drop_server(&mut self, token: u64, cause: &str) {
         if let Some(Source::Server(lane)) = self.take(token) {
             if cause.starts_with("protocol") {
-                Counters::add(&self.context.counters.turned_away, 1);
+                self.context.counters.turned_away.add(1);
                 tracing::warn!(peer = %lane.from(), "closing a connection: {cause}");
             } else {
                 tracing::debug!(peer = %lane.from(), "connection ended: {cause}");
@@ -381,7 +380,7 @@ impl IoThread {
             lane.close();
             lane.session().remove(lane.number());
             self.shared.remove(lane.socket());
-            Counters::add(&self.context.counters.connections, 0_u64.wrapping_sub(1));
+            self.context.counters.connections.down();
         }
     }
 
@@ -415,13 +414,13 @@ impl IoThread {
             let Some(Source::Listener(listener)) = self.get(token) else { return };
             match listener.accept() {
                 Ok((stream, from)) => {
-                    Counters::add(&self.context.counters.accepted, 1);
-                    let open = self.context.counters.connections.load(Ordering::Relaxed);
+                    self.context.counters.accepted.add(1);
+                    let open = self.context.counters.connections.get();
                     if open >= self.context.settings.limits.connections as u64 {
-                        Counters::add(&self.context.counters.turned_away, 1);
+                        self.context.counters.turned_away.add(1);
                         continue; // dropping it closes it
                     }
-                    Counters::add(&self.context.counters.connections, 1);
+                    self.context.counters.connections.up();
                     let io = self.context.next_io();
                     if Arc::ptr_eq(&io, &self.shared) {
                         self.begin_accepting(stream, from);
@@ -508,7 +507,7 @@ impl IoThread {
             }
             Ok(Accepted::Gone) => {
                 self.free.push(socket_token as u32);
-                Counters::add(&self.context.counters.connections, 0_u64.wrapping_sub(1));
+                self.context.counters.connections.down();
             }
             Err((from, cause)) => {
                 self.free.push(socket_token as u32);
@@ -536,7 +535,7 @@ impl IoThread {
         });
         match begun {
             Ok(dialling) => {
-                Counters::add(&self.context.counters.connections, 1);
+                self.context.counters.connections.up();
                 self.put(token, Source::Dialling(Box::new(dialling)));
             }
             Err(e) => {
@@ -567,7 +566,7 @@ impl IoThread {
                     }
                     None => {
                         self.free.push(lane_token as u32);
-                        Counters::add(&self.context.counters.connections, 0_u64.wrapping_sub(1));
+                        self.context.counters.connections.down();
                     }
                 }
             }
@@ -578,7 +577,7 @@ impl IoThread {
     fn drop_dialling(&mut self, token: u64, error: Error) {
         if let Some(Source::Dialling(dialling)) = self.take(token) {
             self.shared.remove(dialling.socket());
-            Counters::add(&self.context.counters.connections, 0_u64.wrapping_sub(1));
+            self.context.counters.connections.down();
             dialling.peer().dial_failed(error);
         }
     }

@@ -102,7 +102,7 @@ pub use cuda::CudaMemory;
 pub use error::{Error, Refusal};
 pub use events::{Arrival, Arrivals, Counter, Notification, Notifications};
 pub use foreign::{Foreign, MAX_HEAD, Recognition};
-pub use memory::{DeviceCopy, ForeignMemory, Memory, OwnedMemory, foreign_memory};
+pub use memory::{AheadCopy, DeviceCopy, ForeignMemory, Memory, OwnedMemory, foreign_memory};
 pub use peer::{Path, Peer};
 pub use region::{Access, Region, RegionDescriptor, RegionKey};
 pub use request::{Batch, Op, Request, Shape};

@@ -42,8 +42,20 @@ pub trait DeviceCopy: Send + Sync {
     fn copy_in(&self, offset: usize, bytes: &[u8]) -> Result<(), String>;
     /// Fills `bytes` from `offset` of the memory; they are there when it returns.
     fn copy_out(&self, offset: usize, bytes: &mut [u8]) -> Result<(), String>;
-    /// Returns when every earlier `copy_in` is visible to every user of the memory.
+    /// Begins to copy the `len` bytes at `offset`, which will be wanted next, and returns at once: while the network sends one
+    /// piece, the device fetches the other. `None` if that is not possible now; then they are copied when they are wanted.
+    fn copy_out_ahead(&self, offset: usize, len: usize) -> Option<Box<dyn AheadCopy>> {
+        let _ = (offset, len);
+        None
+    }
+    /// Returns when every earlier `copy_in` is visible to every user of the memory, and no copy that was begun still reads it.
     fn flush(&self) -> Result<(), String>;
+}
+
+/// A copy from a device that has been begun. Dropping it gives the result up.
+pub trait AheadCopy: Send {
+    /// Fills `bytes`, which are as many as were asked for; waits for the copy if need be.
+    fn finish(self: Box<Self>, bytes: &mut [u8]) -> Result<(), String>;
 }
 
 /// Page-aligned, zeroed memory of the transport's own, with safe copying in and out.

@@ -16,7 +16,6 @@ use crate::io::{IoShared, Message};
 use crate::lane::Lane;
 use crate::service::Service;
 use crate::slice::Slice;
-use crate::stats::Counters;
 use crate::sync::{lock, random_u64};
 use crate::window::Window;
 use crate::wire::Kind;
@@ -552,7 +551,7 @@ impl PeerInner {
                 self.finish_event(slice.event);
                 continue; // its owner has given up; now it is quiet too
             }
-            Counters::add(&self.context.counters.retries, 1);
+            self.context.counters.retries.add(1);
             state.pending.push_back(slice);
             self.waiting.fetch_add(1, Ordering::AcqRel);
         }
@@ -571,7 +570,7 @@ impl PeerInner {
             lane.publish(&core);
             slices
         };
-        Counters::add(&self.context.counters.lanes_lost, 1);
+        self.context.counters.lanes_lost.add(1);
         if slices.is_empty() {
             tracing::debug!(peer = %self.addr, lane = lane.number, "lane ended: {cause}");
         } else {

@@ -161,6 +161,7 @@ impl Region {
     pub fn unregister(self, deadline: Instant) -> Result<Arc<dyn Memory>, Error> {
         self.revoke();
         self.inner.wait_local_idle(deadline)?;
+        self.inner.end_copies();
         Ok(Arc::clone(&self.inner.memory))
     }
 }
@@ -248,6 +249,15 @@ impl RegionInner {
         let mut guard = lock(&self.idle.0);
         while self.remote.load(Ordering::Acquire) != REVOKED {
             guard = self.idle.1.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+    }
+
+    /// Waits for what a device may still be copying ahead of requests that have ended.
+    fn end_copies(&self) {
+        if let Some(device) = self.device()
+            && let Err(text) = device.flush()
+        {
+            tracing::warn!("waiting for the last copies of a device region: {text}");
         }
     }
 
@@ -359,5 +369,6 @@ impl RegionTable {
     fn remove(&self, region: &Arc<RegionInner>) {
         write(&self.by_key).remove(&region.key);
         region.revoke();
+        region.end_copies();
     }
 }

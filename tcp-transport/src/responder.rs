@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::decoder::{Decoder, Step};
 use crate::error::Refusal;
@@ -232,7 +231,7 @@ impl Responder {
                 r.end()?;
                 match self.resolve(key, Access::READ, &mut ranges) {
                     Ok(region) => {
-                        self.service.counters.bytes_served_read.fetch_add(bytes, Ordering::Relaxed);
+                        self.service.counters.bytes_served_read.add(bytes);
                         self.reply(Header::answer(id, 0, bytes), Body::Memory(region, ranges));
                     }
                     Err(code) => {
@@ -393,7 +392,7 @@ impl Responder {
                         Err(revoked) => return self.refuse(id, revoked),
                     }
                 }
-                self.service.counters.bytes_served_written.fetch_add(bytes, Ordering::Relaxed);
+                self.service.counters.bytes_served_written.add(bytes);
                 let code = event.map_or(0, |(event, immediate)| self.deliver(event, immediate, bytes));
                 self.answer(id, code);
             }
@@ -470,7 +469,7 @@ impl Responder {
                         HostCopy::In => &self.service.counters.bytes_served_written,
                         HostCopy::Out => &self.service.counters.bytes_served_read,
                     };
-                    counter.fetch_add(job.bytes, Ordering::Relaxed);
+                    counter.add(job.bytes);
                     job.event.map_or(0, |(event, immediate)| self.deliver(event, immediate, job.bytes))
                 }
             };
@@ -485,7 +484,7 @@ impl Responder {
     /// Queues an answer without payload.
     pub(crate) fn answer(&mut self, id: u64, code: u16) {
         if code != 0 && code != Refusal::Busy as u16 {
-            self.service.counters.refused.fetch_add(1, Ordering::Relaxed);
+            self.service.counters.refused.add(1);
         }
         self.reply(Header::answer(id, code, 0), Body::None);
     }

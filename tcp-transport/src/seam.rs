@@ -385,3 +385,15 @@ pub(crate) fn set_socket_option(socket: &impl AsRawFd, name: libc::c_int, value:
     };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Reads such an option back.
+#[cfg(test)]
+pub(crate) fn socket_option(socket: &impl AsRawFd, name: libc::c_int) -> io::Result<u32> {
+    let mut value = 0_u32;
+    let mut len = size_of::<u32>() as libc::socklen_t;
+    // SAFETY: `value` has room for the `len` bytes that the kernel may write.
+    let rc = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut len)
+    };
+    if rc == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}

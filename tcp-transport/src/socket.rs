@@ -87,3 +87,95 @@ fn apply(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // tests
+mod tests {
+    use socket2::SockRef;
+
+    use super::*;
+
+    fn options() -> SocketOptions {
+        SocketOptions {
+            send_buffer: Some(100_000),
+            receive_buffer: Some(90_000),
+            congestion_control: Some("reno".into()), // built into every kernel
+            busy_poll_us: Some(17),
+            traffic_class: Some(0x28),
+            max_pacing_rate: Some(123_456_789),
+        }
+    }
+
+    fn check(stream: &TcpStream, v6: bool) {
+        let socket = SockRef::from(stream);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        // The kernel keeps twice what it was asked for.
+        assert_eq!(socket.send_buffer_size().unwrap(), 200_000);
+        assert_eq!(socket.recv_buffer_size().unwrap(), 180_000);
+        let name = socket.tcp_congestion().unwrap();
+        assert_eq!(name.split(|&b| b == 0).next(), Some(&b"reno"[..]));
+        let class = if v6 { socket.tclass_v6() } else { socket.tos_v4() };
+        assert_eq!(class.unwrap(), 0x28);
+        assert_eq!(crate::seam::socket_option(stream, libc::SO_BUSY_POLL).unwrap(), 17);
+        assert_eq!(crate::seam::socket_option(stream, libc::SO_MAX_PACING_RATE).unwrap(), 123_456_789);
+    }
+
+    /// Each option is what it was set to, on connections that were made and on those that were accepted.
+    #[test]
+    fn every_option_is_set() {
+        for ip in ["127.0.0.1:0", "[::1]:0"] {
+            let addr: SocketAddr = ip.parse().unwrap();
+            let listener = listen(addr).unwrap();
+            let made = dial(listener.local_addr().unwrap(), &LocalPath::default(), &options()).unwrap();
+            listener.set_nonblocking(false).unwrap();
+            let taken = accepted(listener.accept().unwrap().0, &options()).unwrap();
+            check(&made, addr.is_ipv6());
+            check(&taken, addr.is_ipv6());
+        }
+    }
+
+    #[test]
+    fn without_options_the_system_decides() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let options = SocketOptions::default();
+        let made = dial(listener.local_addr().unwrap(), &LocalPath::default(), &options).unwrap();
+        let plain = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        assert_eq!(SockRef::from(&made).tcp_congestion().unwrap(), plain.tcp_congestion().unwrap());
+        assert_eq!(SockRef::from(&made).tos_v4().unwrap(), 0);
+    }
+
+    #[test]
+    fn an_unknown_congestion_control_is_an_error() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let options =
+            SocketOptions { congestion_control: Some("nonesuch".into()), ..SocketOptions::default() };
+        let addr = listener.local_addr().unwrap();
+        assert!(dial(addr, &LocalPath::default(), &options).is_err());
+    }
+
+    #[test]
+    fn a_path_chooses_source_and_interface() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let path = LocalPath { source: Some("127.0.0.9".parse().unwrap()), interface: Some("lo".into()) };
+        let made = match dial(addr, &path, &SocketOptions::default()) {
+            Ok(made) => made,
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                return eprintln!("SKIP: a_path_chooses_source_and_interface: {e}");
+            }
+            Err(e) => panic!("{e}"),
+        };
+        assert_eq!(listener.accept().unwrap().1.ip().to_string(), "127.0.0.9");
+        assert_eq!(SockRef::from(&made).device().unwrap().unwrap(), b"lo");
+
+        let elsewhere = LocalPath { source: Some("192.0.2.1".parse().unwrap()), interface: None };
+        assert!(dial(addr, &elsewhere, &SocketOptions::default()).is_err(), "not an address of this machine");
+        let absent = LocalPath { source: None, interface: Some("nonesuch0".into()) };
+        assert!(dial(addr, &absent, &SocketOptions::default()).is_err());
+    }
+}

@@ -186,6 +186,14 @@ fn copy_here(ticket: &mut Ticket, stored: &Stored, batch: &Batch, service: &Serv
         return false;
     }
     let addr = peer.addr();
+    if result.is_ok() {
+        ticket.count(stored.op, stored.bytes);
+        let served = match stored.op {
+            Op::Read => &service.counters.bytes_served_read,
+            Op::Write => &service.counters.bytes_served_written,
+        };
+        served.add(stored.bytes);
+    }
     let result = result.map_err(|reason| Error::Refused { peer: addr, reason });
     drop(ticket.end(result));
     true

@@ -1,4 +1,5 @@
-//! Two network namespaces with a wire between them: a slow wire, one that loses packets, and one that swallows everything.
+//! Two network namespaces with two wires between them: a slow wire, one that loses packets, one that swallows everything, and
+//! both used at once.
 //! Needs root, `ip`, `tc` and `nft`.
 #![allow(clippy::unwrap_used)] // tests
 
@@ -9,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Asker, builder, pattern, soon, until};
-use tcp_transport::{Access, Batch, Deadlines, Error, OwnedMemory, Peer, RegionDescriptor};
+use tcp_transport::{Access, Batch, Deadlines, Error, LocalPath, OwnedMemory, Peer, RegionDescriptor};
 
 const ROLE: &str = "TCP_TRANSPORT_NAMESPACE_ROLE";
 const LEN: usize = 4 << 20;
@@ -40,6 +41,11 @@ impl Namespaces {
             run(&format!("ip -n {name} addr add {ip} dev {link} && ip -n {name} link set {link} up"))?;
             run(&format!("ip -n {name} link set lo up"))?;
         }
+        // A second wire, over which the same address can be reached by whoever binds to it.
+        run(&format!("ip link add vc netns {a} type veth peer name vd netns {b}"))?;
+        run(&format!("ip -n {a} addr add 10.98.0.1/24 dev vc && ip -n {a} link set vc up"))?;
+        run(&format!("ip -n {b} addr add 10.98.0.2/24 dev vd && ip -n {b} link set vd up"))?;
+        run(&format!("ip -n {a} route add 10.99.0.2/32 via 10.98.0.2 dev vc metric 500"))?;
         Ok(this)
     }
 }
@@ -120,6 +126,8 @@ fn in_the_first_namespace() {
     there_and_back(&asker, &peer, remote, LEN, 2);
     run("tc qdisc del dev va root").unwrap();
 
+    several_interfaces(&addr.parse().unwrap(), remote);
+
     run("nft add table inet weft").unwrap();
     run("nft 'add chain inet weft in { type filter hook input priority 0; }'").unwrap();
     run("nft 'add rule inet weft in numgen random mod 100 < 2 drop'").unwrap();
@@ -153,6 +161,30 @@ fn in_the_first_namespace() {
     let mut back = vec![0; LEN];
     asker.memory.read(0, &mut back).unwrap();
     assert!(back == bytes, "what the black hole had swallowed arrived in the end");
+}
+
+/// Lanes are spread over the interfaces, and both carry a good part of the bytes.
+fn several_interfaces(addr: &std::net::SocketAddr, remote: RegionDescriptor) {
+    let sent = |interface: &str| {
+        let path = format!("/sys/class/net/{interface}/statistics/tx_bytes");
+        // A namespace entered by `ip netns exec` has its own view of /sys.
+        std::fs::read_to_string(path).unwrap().trim().parse::<usize>().unwrap()
+    };
+    let path = |name: &str, source: &str| LocalPath {
+        source: Some(source.parse().unwrap()),
+        interface: Some(name.into()),
+    };
+    let paths = [path("va", "10.99.0.1"), path("vc", "10.98.0.1")];
+    let asker = Asker::new(builder().lanes(2).paths(paths), LEN);
+    let peer = asker.transport.peer(*addr).unwrap();
+    peer.connect(soon()).unwrap();
+    until("both lanes are up", || asker.transport.statistics().lanes_opened == 2);
+    let before = [sent("va"), sent("vc")];
+    there_and_back(&asker, &peer, remote, LEN, 9);
+    for (interface, before) in ["va", "vc"].into_iter().zip(before) {
+        let share = sent(interface) - before;
+        assert!(share > LEN / 4, "{interface} carried {share} of {LEN} bytes");
+    }
 }
 
 fn there_and_back(asker: &Asker, peer: &Peer, remote: RegionDescriptor, len: usize, seed: u64) {

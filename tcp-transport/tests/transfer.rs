@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tcp_transport::{
-    Access, Batch, Builder, Error, OwnedMemory, Path, Peer, Refusal, Region, Request, Shape, Status,
-    Transport,
+    Access, Batch, Builder, Encryption, Error, OwnedMemory, Path, Peer, Refusal, Region, Request, Shape,
+    Status, Transport,
 };
 
 fn soon() -> Instant {
@@ -224,5 +224,40 @@ fn immediates_notifications_and_calls_arrive_once() {
         assert_eq!(p.peer.call(&long, soon()).unwrap(), long.iter().rev().copied().collect::<Vec<_>>());
         let error = p.peer.call(b"fail", soon()).unwrap_err();
         assert!(matches!(&error, Error::Call { detail, .. } if detail == "no such thing"), "{error}");
+    }
+}
+
+/// Whichever way the bytes go, both sides count them, and every request once.
+#[test]
+fn statistics_count_bytes_and_requests() {
+    for (path, encrypted) in
+        [(Path::Net, false), (Path::Net, true), (Path::Host, false), (Path::Loopback, false)]
+    {
+        let pair = pair(path, 4 << 20, |builder| match encrypted {
+            true => builder.secret("sixteen bytes or more").encryption(Encryption::Full),
+            false => builder,
+        });
+        let before = pair.a.statistics();
+        let (l, d) = (pair.local.addr(), pair.remote.descriptor());
+        let (peer, local) = (&pair.peer, &pair.local);
+        let mut batch = Batch::new();
+        batch.push(Request::write(peer, local, l, d, d.addr, 3 << 20)).unwrap();
+        batch.push(Request::write(peer, local, l, d, d.addr, 100)).unwrap();
+        batch.push(Request::read(peer, local, l, d, d.addr, 5000)).unwrap();
+        pair.a.submit(&mut batch).unwrap().wait().unwrap();
+        pair.remote.revoke();
+        batch.push(Request::write(peer, local, l, d, d.addr, 10)).unwrap();
+        pair.a.submit(&mut batch).unwrap().wait().unwrap_err();
+        let (ours, theirs) = (pair.a.statistics(), pair.b.statistics());
+        assert_eq!((ours.bytes_written, ours.bytes_read), ((3 << 20) + 100, 5000), "{path}");
+        assert_eq!(
+            (theirs.bytes_served_written, theirs.bytes_served_read),
+            ((3 << 20) + 100, 5000),
+            "{path}"
+        );
+        assert_eq!(ours.requests_done - before.requests_done, 3, "{path}");
+        assert_eq!((ours.requests_failed, ours.retries, ours.lanes_lost), (1, 0, 0), "{path}");
+        // On the loopback path the asking side refuses by itself.
+        assert_eq!(theirs.refused, u64::from(path != Path::Loopback), "{path}");
     }
 }

@@ -23,6 +23,9 @@ static ALLOCATOR: CountingAllocator = CountingAllocator::system();
 
 /// Memory on each side; larger batches go around in it.
 const FOOTPRINT: usize = 256 << 20;
+/// Most bytes of one round, unless the case was asked for by name: more would take seconds a round and show nothing else, for it
+/// goes around in the same memory.
+const MOST: usize = 1 << 30;
 /// Bytes for which both sides use one more lane.
 const STRIPE: usize = 1 << 20;
 const CHILD: &str = "TCP_BENCH_SERVER";
@@ -52,10 +55,11 @@ fn main() -> Result<()> {
     for path in [Path::Net, Path::Host] {
         latency(&mut bench, &server, path)?;
         for threads in [1, 4] {
+            let mut ours = None;
             for op in Op::BOTH {
                 for size in [4 << 10, 64 << 10, 1 << 20, 16 << 20, 256 << 20] {
                     for batch in [1, 16, 128] {
-                        throughput(&mut bench, &server, path, op, size, batch, threads)?;
+                        throughput(&mut bench, &server, &mut ours, path, op, size, batch, threads)?;
                     }
                 }
             }
@@ -173,6 +177,11 @@ impl Ours {
     }
 }
 
+/// Short rounds, because there are a hundred cases of them.
+fn round_time(bench: &Bench) -> Duration {
+    bench.options().round_time().min(Duration::from_millis(50))
+}
+
 /// Repeats `work`, which moves `bytes` each time, for about `time`.
 fn repeat(time: Duration, bytes: u64, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
     let start = Instant::now();
@@ -184,9 +193,11 @@ fn repeat(time: Duration, bytes: u64, mut work: impl FnMut() -> Result<()>) -> R
     Ok(throughput_gb_per_s(moved, start.elapsed()))
 }
 
+#[allow(clippy::too_many_arguments)] // one for each dimension
 fn throughput(
     bench: &mut Bench,
     server: &Server,
+    connected: &mut Option<Ours>,
     path: Path,
     op: Op,
     size: usize,
@@ -195,15 +206,22 @@ fn throughput(
 ) -> Result<()> {
     let case = format!("op={} size={size} batch={batch} threads={threads} path={path}", op.name());
     let total = size * batch * threads;
-    // A round of a larger case would take many seconds; what it would show, 4 GiB shows too.
-    let most = if bench.options().quick { 256 << 20 } else { 4 << 30 };
+    let most = match (&bench.options().filter, bench.options().quick) {
+        (Some(filter), _) if case.starts_with(filter.as_str()) => usize::MAX,
+        (_, true) => MOST / 4,
+        (_, false) => MOST,
+    };
     if !bench.wants(&case) || total > most {
         return Ok(());
     }
-    let time = bench.options().round_time();
+    let time = round_time(bench);
     // As many lanes as submitters, and at least the two that the machine's cores can use.
     let lanes = threads.max(2);
-    let ours = Ours::connect(server, path, lanes)?;
+    let ours = match connected {
+        Some(ours) => ours,
+        None => connected.insert(Ours::connect(server, path, lanes)?),
+    };
+    let ours = &*ours;
     let room = FOOTPRINT / threads;
     let bytes = (size * batch) as u64;
     let target = match path {
@@ -284,7 +302,14 @@ fn latency(bench: &mut Bench, server: &Server, path: Path) -> Result<()> {
 /// Heap allocations per request when everything has been used once.
 fn counted(bench: &mut Bench, server: &Server) -> Result<()> {
     for path in [Path::Net, Path::Host] {
-        for (op, size, batch) in [(Op::Write, 4096, 1), (Op::Read, 4096, 1), (Op::Write, 65_536, 128)] {
+        let counted = [
+            (Op::Write, 4096, 1),
+            (Op::Read, 4096, 1),
+            (Op::Write, 65_536, 128),
+            (Op::Read, 65_536, 128),
+            (Op::Write, 16 << 20, 16),
+        ];
+        for (op, size, batch) in counted {
             let case = format!("op={} size={size} batch={batch} threads=1 path={path}", op.name());
             if !bench.wants(&case) {
                 continue;
@@ -294,10 +319,11 @@ fn counted(bench: &mut Bench, server: &Server) -> Result<()> {
             let mut run = |times: usize| -> Result<()> {
                 (0..times).try_for_each(|_| ours.run(&mut requests, op, size, batch, 0, FOOTPRINT))
             };
-            run(200)?;
-            let (result, count) = allocations(&ALLOCATOR, || run(1000));
+            let times = 1000_usize.div_ceil(batch);
+            run(times)?;
+            let (result, count) = allocations(&ALLOCATOR, || run(times));
             result?;
-            let value = count as f64 / (1000 * batch) as f64;
+            let value = count as f64 / (times * batch) as f64;
             bench.case(case).at_most(0.001).count(Metric::Allocations, value, None)?;
         }
     }

@@ -4,7 +4,6 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::frame::{HEAD_LEN, Head, Status};
@@ -197,15 +196,15 @@ impl Session {
         let counters = &self.service.counters;
         match (found, head.op) {
             (Some((region, offset)), Op::Write) => {
-                counters.bytes_served_written.fetch_add(head.len, Ordering::Relaxed);
+                counters.bytes_served_written.add(head.len);
                 Ok(State::Receiving(region, offset, head.len))
             }
             (Some((region, offset)), Op::Read) => {
-                counters.bytes_served_read.fetch_add(head.len, Ordering::Relaxed);
+                counters.bytes_served_read.add(head.len);
                 self.answer(Status::Ok, Some((region, offset, head.len)))
             }
             (None, op) => {
-                counters.refused.fetch_add(1, Ordering::Relaxed);
+                counters.refused.add(1);
                 if !self.version_2 {
                     return Err(io::Error::new(
                         io::ErrorKind::PermissionDenied,
