@@ -34,9 +34,13 @@ pub(crate) struct Connection {
     /// Use this libfabric provider instead of EFA, such as `tcp;ofi_rxm` or `shm`; both sides must name the same
     #[arg(long, value_name = "NAME")]
     pub(crate) provider: Option<String>,
-    /// Where names are looked up: `p2p` (names are host:port, no server), or the URL of a store
-    #[arg(long, value_name = "URL", default_value = "p2p")]
-    pub(crate) metadata: String,
+    /// Where names are looked up: p2p (names are host:port, no server; the default), or a store: etcd://host:port,
+    /// redis://host:port, http://host:port/metadata
+    #[arg(long, value_name = "URL")]
+    pub(crate) metadata: Option<String>,
+    /// File with further settings (TOML). Default: WEFT_CONFIG
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// File with the cluster's secret (at least 16 random bytes), the same on all sides
     #[arg(long, value_name = "FILE")]
     pub(crate) secret_file: Option<PathBuf>,
@@ -68,7 +72,10 @@ pub(crate) struct ToPeer {
 impl Connection {
     /// An engine with these settings.
     pub(crate) fn engine(&self, listen: SocketAddr, name: Option<&str>) -> Result<Engine, Failure> {
-        let mut builder = Engine::builder().listen(listen).same_host(!self.no_same_host);
+        let mut builder = Engine::builder().listen(listen);
+        if self.no_same_host {
+            builder = builder.same_host(false);
+        }
         if let Some(name) = name {
             builder = builder.name(name);
         }
@@ -82,11 +89,11 @@ impl Connection {
         if let Some(provider) = &self.provider {
             builder = builder.provider(provider);
         }
-        if self.metadata != "p2p" {
-            return Err(Failure::Unavailable(format!(
-                "metadata store {:?}: this build knows only p2p, where names are host:port",
-                self.metadata
-            )));
+        if let Some(url) = &self.metadata {
+            builder = builder.metadata(url);
+        }
+        if let Some(path) = &self.config {
+            builder = builder.config_file(path);
         }
         if let Some(path) = &self.secret_file {
             builder = builder.secret(read_secret(path)?);

@@ -45,6 +45,7 @@ mod failure;
 #[cfg(feature = "prometheus")]
 mod metrics;
 mod output;
+mod signals;
 mod units;
 mod verify;
 

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,7 +27,8 @@ pub struct Args {
     /// Where peers reach this process; `0.0.0.0:7420` for all interfaces, port 0 for a free one
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADDR)]
     listen: SocketAddr,
-    /// The name that peers use, host:port. Default: the address, or this host's name where that is a wildcard
+    /// The name that peers use: host:port, or anything with a metadata store. Default: the address, or this host's name and the
+    /// port where that is a wildcard
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Memory to serve, over all buffers
@@ -78,13 +78,9 @@ struct ServedBuffer {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, output: &Output) -> Result<(), Failure> {
-    let name = match &args.name {
-        Some(name) => Some(name.clone()),
-        None => name_for(args.listen)?,
-    };
-    let engine = args.connection.engine(args.listen, name.as_deref())?;
+    let engine = args.connection.engine(args.listen, name(args)?.as_deref())?;
     // After the engine has opened libfabric: some of its providers install handlers that end the process with status 1.
-    let stop = on_signal();
+    let stop = crate::signals::on_signal();
     let (memory, mut served) = register(args, &engine)?;
     match engine.fabric() {
         Ok(description) => served.fabric = Some(description),
@@ -104,11 +100,7 @@ pub(crate) fn run(args: &Args, output: &Output) -> Result<(), Failure> {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| answer(&engine, &memory, &over));
-        // Either a signal or the end of the time.
-        let _ = match args.duration {
-            Some(time) => stop.recv_timeout(time).is_ok(),
-            None => stop.recv().is_ok(),
-        };
+        stop.wait(args.duration);
         over.store(true, Ordering::Relaxed);
         engine.shutdown(Instant::now() + GOODBYE);
     });
@@ -118,20 +110,12 @@ pub(crate) fn run(args: &Args, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A channel that hears of SIGINT, SIGTERM and SIGHUP.
-fn on_signal() -> mpsc::Receiver<()> {
-    let (tell, told) = mpsc::channel();
-    let kept = tell.clone();
-    if let Err(error) = ctrlc::set_handler(move || {
-        // Nobody listens any more: the program is ending already.
-        let _ = tell.send(());
-    }) {
-        // A program that called us has a handler of its own and will end us in its own way.
-        tracing::debug!(%error, "signals are somebody else's");
-        // Without a sender the channel would be closed, which reads as a signal.
-        std::mem::forget(kept);
+/// The name to be served under; `None` leaves the address.
+fn name(args: &Args) -> Result<Option<String>, Failure> {
+    match &args.name {
+        Some(name) => Ok(Some(name.clone())),
+        None => name_for(args.listen),
     }
-    told
 }
 
 /// A wildcard stands for every address; peers need one that they can connect to.
