@@ -166,10 +166,10 @@ impl Builder {
         let (protocol, source) = (settings.protocol.value, settings.protocol.source);
         tracing::info!(name = node.name(), %protocol, %source, "engine is up");
         let lease = match &directory {
-            Some(directory) => Some(directory.publish(node.name(), &Record::new(address, epoch))?),
+            Some(directory) => Some(directory.publish(node.name(), &Record::new(address.clone(), epoch))?),
             None => None,
         };
-        Inner::start(settings, transport, node, directory, lease)
+        Inner::start(settings, transport, node, address, directory, lease)
     }
 }
 

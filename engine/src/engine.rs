@@ -44,7 +44,15 @@ pub(crate) struct Inner {
     pub(crate) node: Arc<Node>,
     pub(crate) settings: Settings,
     pub(crate) errands: Errands,
-    directory: Option<Directory>,
+    /// Where peers connect to, `host:port`.
+    #[cfg_attr(not(feature = "mooncake"), allow(dead_code))] // others have it from the store
+    pub(crate) address: String,
+    pub(crate) directory: Option<Directory>,
+    /// Requests to Mooncake's nodes, and what they find of this engine in the store.
+    #[cfg(feature = "mooncake")]
+    pub(crate) mooncake: crate::mooncake::Runner,
+    #[cfg(feature = "mooncake")]
+    publication: std::sync::OnceLock<crate::mooncake::Publication>,
     segments: Mutex<HashMap<String, Weak<segment::Inner>>>,
     peers: Mutex<HashMap<String, Arc<PeerCounters>>>,
     spare: Mutex<Vec<Parts>>,
@@ -56,6 +64,7 @@ impl Inner {
         settings: Settings,
         transport: tcp_transport::Transport,
         node: Arc<Node>,
+        address: String,
         directory: Option<Directory>,
         lease: Option<Lease>,
     ) -> Result<Engine, Error> {
@@ -66,7 +75,12 @@ impl Inner {
             node,
             settings,
             errands: Errands::default(),
+            address,
             directory,
+            #[cfg(feature = "mooncake")]
+            mooncake: crate::mooncake::Runner::default(),
+            #[cfg(feature = "mooncake")]
+            publication: std::sync::OnceLock::new(),
             segments: Mutex::default(),
             peers: Mutex::default(),
             spare: Mutex::default(),
@@ -74,7 +88,28 @@ impl Inner {
         });
         inner.node.set_engine(&inner);
         warden::start(&inner, post)?;
+        #[cfg(feature = "mooncake")]
+        if inner.speaks_mooncake()
+            && let Some(directory) = &inner.directory
+        {
+            let publication = crate::mooncake::Publication::new(directory, &inner.node)?;
+            let _ = inner.publication.set(publication);
+        }
         Ok(Engine { inner })
+    }
+
+    /// Whether this engine deals with Mooncake's nodes.
+    #[cfg(feature = "mooncake")]
+    pub(crate) fn speaks_mooncake(&self) -> bool {
+        self.settings.mooncake.value != crate::settings::Mooncake::Off
+    }
+
+    /// What is registered has changed.
+    fn registrations_changed(&self) {
+        #[cfg(feature = "mooncake")]
+        if let Some(publication) = self.publication.get() {
+            publication.update(&self.node);
+        }
     }
 
     /// Where the engine of this name is.
@@ -238,6 +273,7 @@ impl Engine {
     ) -> Result<Region, Error> {
         let region = self.enter(label, memory.into(), access)?;
         self.inner.node.regions.add(region.clone());
+        self.inner.registrations_changed();
         Ok(region)
     }
 
@@ -269,6 +305,7 @@ impl Engine {
         for region in &regions {
             self.inner.node.regions.add(region.clone());
         }
+        self.inner.registrations_changed();
         Ok(regions)
     }
 
@@ -294,6 +331,7 @@ impl Engine {
     /// [`Error::InUse`] when own requests were still running after 35 s; peers' access is gone all the same.
     pub fn unregister(&self, region: Region) -> Result<(), Error> {
         self.inner.node.regions.remove(&region);
+        self.inner.registrations_changed();
         region.close(UNREGISTER_WAIT)
     }
 
@@ -307,6 +345,7 @@ impl Engine {
             self.inner.node.regions.remove(region);
             region.revoke();
         }
+        self.inner.registrations_changed();
         let began = Instant::now();
         let close = |region: Region| region.close(UNREGISTER_WAIT.saturating_sub(began.elapsed()));
         regions.into_iter().map(close).fold(Ok(()), |first, next| first.and(next))
@@ -350,6 +389,10 @@ impl Engine {
         lock(&self.inner.segments).remove(segment.name());
         let known = segment.known();
         known.peer().disconnect();
+        #[cfg(feature = "mooncake")]
+        if let crate::path::Chosen::Mooncake(remote) = &known.path {
+            self.inner.mooncake.forget(remote);
+        }
         #[cfg(feature = "efa")]
         if let (Chosen::Fabric(peer), Ok(fabric)) = (known.path, self.inner.node.fabric()) {
             fabric.remove_peer(peer);
@@ -386,6 +429,9 @@ impl Engine {
                 }
             }
         };
+        #[cfg(feature = "mooncake")]
+        let mooncake =
+            (!batch.mooncake.is_empty()).then(|| inner.mooncake.submit(&mut batch.mooncake, deadline));
         let parts = std::mem::replace(&mut batch.parts, lock(&inner.spare).pop().unwrap_or_default());
         let flight = Flight::new(
             Arc::downgrade(inner),
@@ -395,6 +441,8 @@ impl Engine {
             tcp,
             #[cfg(feature = "efa")]
             fabric,
+            #[cfg(feature = "mooncake")]
+            mooncake,
         );
         Ok(BatchHandle::new(flight))
     }

@@ -79,6 +79,15 @@ pub enum Error {
         /// What was wrong, and what would help.
         reason: String,
     },
+    /// A Mooncake node cannot be used, or did not do what was asked of it.
+    #[cfg(feature = "mooncake")]
+    #[error("Mooncake node {peer}: {reason}")]
+    Mooncake {
+        /// The name that it was opened by.
+        peer: String,
+        /// What was wrong, and what would help.
+        reason: String,
+    },
     /// Memory is still in use.
     #[error(
         "the region at {addr:#x} is still used by requests in flight after {waited:?}; it is freed when they have ended"

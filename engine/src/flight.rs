@@ -22,6 +22,8 @@ pub(crate) struct Flight {
     pub(crate) tcp: Option<tcp_transport::BatchHandle>,
     #[cfg(feature = "efa")]
     pub(crate) fabric: Option<efa_transport::BatchHandle>,
+    #[cfg(feature = "mooncake")]
+    pub(crate) mooncake: Option<crate::mooncake::Handle>,
     pub(crate) parts: Parts,
     pub(crate) deadline: Instant,
     /// The epochs of the segments when they were submitted to.
@@ -57,12 +59,15 @@ impl Flight {
         notification: Option<Vec<u8>>,
         tcp: Option<tcp_transport::BatchHandle>,
         #[cfg(feature = "efa")] fabric: Option<efa_transport::BatchHandle>,
+        #[cfg(feature = "mooncake")] mooncake: Option<crate::mooncake::Handle>,
     ) -> Self {
         Self {
             epochs: parts.segments.iter().map(|segment| segment.epoch()).collect(),
             tcp,
             #[cfg(feature = "efa")]
             fabric,
+            #[cfg(feature = "mooncake")]
+            mooncake,
             parts,
             deadline,
             notification,
@@ -89,6 +94,8 @@ impl Flight {
         let tcp = self.tcp.as_ref().map_or(Some(Ok(())), |handle| handle.poll())?.is_ok();
         #[cfg(feature = "efa")]
         let tcp = self.fabric.as_ref().map_or(Some(Ok(())), |handle| handle.poll())?.is_ok() && tcp;
+        #[cfg(feature = "mooncake")]
+        let tcp = self.mooncake.as_ref().map_or(Some(true), |handle| handle.poll())? && tcp;
         Some(tcp)
     }
 
@@ -97,6 +104,8 @@ impl Flight {
         let tcp = self.tcp.as_ref().is_none_or(|handle| handle.wait().is_ok());
         #[cfg(feature = "efa")]
         let tcp = self.fabric.as_ref().is_none_or(|handle| handle.wait().is_ok()) && tcp;
+        #[cfg(feature = "mooncake")]
+        let tcp = self.mooncake.as_ref().is_none_or(|handle| handle.wait()) && tcp;
         tcp
     }
 
@@ -105,6 +114,8 @@ impl Flight {
         #[cfg(feature = "efa")]
         let tcp =
             self.fabric.as_ref().map_or(Some(Ok(())), |handle| handle.wait_until(deadline))?.is_ok() && tcp;
+        #[cfg(feature = "mooncake")]
+        let tcp = self.mooncake.as_ref().map_or(Some(true), |handle| handle.wait_until(deadline))? && tcp;
         Some(tcp)
     }
 
@@ -114,6 +125,13 @@ impl Flight {
                 Some(tcp_transport::Status::Pending) => Status::Pending,
                 Some(tcp_transport::Status::Done) => Status::Done,
                 Some(tcp_transport::Status::Failed(error)) => Status::Failed(error.into()),
+                None => no_such_request(index),
+            },
+            #[cfg(feature = "mooncake")]
+            Some(Place::Mooncake(at)) => match self.mooncake.as_ref().map(|handle| handle.status(at)) {
+                Some(None) => Status::Pending,
+                Some(Some(Ok(()))) => Status::Done,
+                Some(Some(Err(error))) => Status::Failed(error),
                 None => no_such_request(index),
             },
             #[cfg(feature = "efa")]
@@ -199,6 +217,13 @@ impl Flight {
                     Poll::Ready(result) => well &= result.is_ok(),
                 }
             }
+            #[cfg(feature = "mooncake")]
+            if let Some(handle) = &self.mooncake {
+                match handle.poll_with(context) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(result) => well &= result,
+                }
+            }
             if !self.settle_at_once(well) {
                 self.after().waker = Some(context.waker().clone());
                 self.send_aftermath();
@@ -265,6 +290,10 @@ impl Flight {
         if let Some(handle) = &self.fabric {
             handle.cancel();
         }
+        #[cfg(feature = "mooncake")]
+        if let Some(handle) = &self.mooncake {
+            handle.cancel();
+        }
         let second = self.after().second.clone();
         if let Some(handle) = second {
             handle.cancel();
@@ -281,6 +310,8 @@ impl Flight {
             && second.is_none_or(|handle| handle.quiesced(deadline));
         #[cfg(feature = "efa")]
         let quiet = quiet && self.fabric.as_ref().is_none_or(|handle| handle.quiesced(deadline));
+        #[cfg(feature = "mooncake")]
+        let quiet = quiet && self.mooncake.as_ref().is_none_or(|handle| handle.quiesced(deadline));
         quiet
     }
 
@@ -373,6 +404,8 @@ impl Flight {
             let counters = segment.counters();
             let path = match slot.place {
                 Place::Tcp(_) => &counters.tcp,
+                #[cfg(feature = "mooncake")]
+                Place::Mooncake(_) => &counters.tcp,
                 #[cfg(feature = "efa")]
                 Place::Fabric { .. } if moved.binary_search(&index).is_ok() => {
                     PeerCounters::count(&counters.requests_moved);
@@ -394,8 +427,11 @@ impl Flight {
         let mut found: Vec<Option<Condition>> = vec![None; self.parts.segments.len()];
         let mut candidates = Vec::new();
         for (index, error) in errors {
-            let Some(trouble) = Trouble::of(error) else { continue };
-            let at = self.parts.slots[*index].segment as usize;
+            let slot = self.parts.slots[*index];
+            let Some(trouble) = Trouble::of(error).or_else(|| Trouble::of_mooncake(slot.place)) else {
+                continue;
+            };
+            let at = slot.segment as usize;
             let segment = &self.parts.segments[at];
             let condition = *found[at].get_or_insert_with(|| {
                 let rails = (trouble == Trouble::Path).then(|| error.to_string());
@@ -518,6 +554,17 @@ impl Trouble {
             ) => Some(Self::Stale),
             #[cfg(feature = "efa")]
             Error::Fabric(error) if error.is_about_peer() => Some(Self::Path),
+            _ => None,
+        }
+    }
+}
+
+impl Trouble {
+    /// A Mooncake node that has been restarted has another data port, which only asking it again tells.
+    fn of_mooncake(place: Place) -> Option<Self> {
+        match place {
+            #[cfg(feature = "mooncake")]
+            Place::Mooncake(_) => Some(Self::Stale),
             _ => None,
         }
     }

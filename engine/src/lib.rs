@@ -58,6 +58,8 @@ mod error;
 mod handle;
 mod memory;
 pub mod metadata;
+#[cfg(feature = "mooncake")]
+pub mod mooncake;
 mod path;
 mod protocol;
 mod raw;

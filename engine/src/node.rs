@@ -66,6 +66,37 @@ impl Node {
         let _ = self.engine.set(Arc::downgrade(engine));
     }
 
+    /// Puts a notification of a peer that does not speak this crate's protocol into the engine's queue. It takes the same way as
+    /// all others, from this process to itself, so there is one queue with one limit.
+    #[cfg(feature = "mooncake")]
+    pub(crate) fn take_note(
+        &self,
+        from: String,
+        payload: Vec<u8>,
+        deadline: std::time::Instant,
+    ) -> Result<(), Error> {
+        let gone = || Error::Tcp(tcp_transport::Error::ShutDown);
+        let engine = self.engine().ok_or_else(gone)?;
+        let mut own = *engine.transport.local_addrs().first().ok_or_else(gone)?;
+        match own.ip() {
+            std::net::IpAddr::V4(ip) if ip.is_unspecified() => {
+                own.set_ip(std::net::Ipv4Addr::LOCALHOST.into())
+            }
+            std::net::IpAddr::V6(ip) if ip.is_unspecified() => {
+                own.set_ip(std::net::Ipv6Addr::LOCALHOST.into())
+            }
+            _ => {}
+        }
+        let note = control::encode(&control::Note { from, payload });
+        Ok(engine.transport.peer(own)?.notify(&note, deadline)?)
+    }
+
+    /// The engine, while it is up.
+    #[cfg(feature = "mooncake")]
+    pub(crate) fn engine(&self) -> Option<Arc<Engine>> {
+        self.engine.get().and_then(Weak::upgrade)
+    }
+
     pub(crate) fn name(&self) -> &str {
         &self.opened.wait().name
     }

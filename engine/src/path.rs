@@ -10,6 +10,8 @@ pub enum Path {
     Tcp(tcp_transport::Path),
     /// libfabric, by its provider; EFA with its fabric, `efa/efa-direct` or `efa/efa`.
     Fabric(String),
+    /// The data protocol of Mooncake's TCP transport, to one of its nodes, in this version.
+    Mooncake(u8),
 }
 
 impl fmt::Display for Path {
@@ -17,6 +19,7 @@ impl fmt::Display for Path {
         match self {
             Self::Tcp(path) => write!(f, "tcp/{path}"),
             Self::Fabric(what) => f.write_str(what),
+            Self::Mooncake(version) => write!(f, "tcp/mooncake-v{version}"),
         }
     }
 }
@@ -27,4 +30,6 @@ pub(crate) enum Chosen {
     Tcp,
     #[cfg(feature = "efa")]
     Fabric(efa_transport::PeerId),
+    #[cfg(feature = "mooncake")]
+    Mooncake(crate::mooncake::Remote),
 }

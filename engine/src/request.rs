@@ -23,6 +23,8 @@ pub struct Batch {
     pub(crate) tcp: tcp_transport::Batch,
     #[cfg(feature = "efa")]
     pub(crate) fabric: efa_transport::Batch,
+    #[cfg(feature = "mooncake")]
+    pub(crate) mooncake: crate::mooncake::Batch,
     pub(crate) parts: Parts,
     pub(crate) deadline: Option<Duration>,
     pub(crate) notification: Option<Vec<u8>>,
@@ -53,6 +55,8 @@ pub(crate) struct Slot {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Place {
     Tcp(usize),
+    #[cfg(feature = "mooncake")]
+    Mooncake(usize),
     #[cfg(feature = "efa")]
     Fabric {
         at: usize,
@@ -111,6 +115,8 @@ impl Batch {
         self.tcp.clear();
         #[cfg(feature = "efa")]
         self.fabric.clear();
+        #[cfg(feature = "mooncake")]
+        self.mooncake.clear();
         self.parts.clear();
         self.notification = None;
     }
@@ -200,6 +206,11 @@ impl Batch {
                 remote_shape,
                 immediate: immediate.map(u64::from),
             })?),
+            #[cfg(feature = "mooncake")]
+            Chosen::Mooncake(remote) => {
+                let local = local.tcp();
+                Place::Mooncake(self.mooncake.push(op, local, &local_shape, remote, &remote_shape)?)
+            }
             #[cfg(feature = "efa")]
             Chosen::Fabric(peer) => {
                 let request = (op, local_shape, remote_shape, immediate);

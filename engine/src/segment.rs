@@ -112,6 +112,8 @@ impl Segment {
                     self.engine().ok().map_or_else(|| "none".into(), |engine| engine.node.fabric_name());
                 Path::Fabric(name)
             }
+            #[cfg(feature = "mooncake")]
+            Chosen::Mooncake(remote) => Path::Mooncake(remote.version),
             _ => Path::Tcp(known.peer().path()),
         }
     }
@@ -160,6 +162,8 @@ impl Segment {
         match known.path {
             #[cfg(feature = "efa")]
             Chosen::Fabric(peer) if !self.is_moved() => self.engine()?.node.fabric()?.warm_up(peer, deadline),
+            #[cfg(feature = "mooncake")]
+            Chosen::Mooncake(remote) => remote.probe(self.name(), deadline).map(drop),
             _ => known.peer().connect(deadline).map(drop).map_err(Error::from),
         }
     }
@@ -169,6 +173,10 @@ impl Segment {
     /// # Errors
     /// [`Error::Tcp`]: the peer could not be reached, or its queue stayed full, until `deadline`.
     pub fn notify(&self, payload: &[u8], deadline: Instant) -> Result<(), Error> {
+        #[cfg(feature = "mooncake")]
+        if let Chosen::Mooncake(remote) = self.known().path {
+            return remote.notify(self.name(), self.engine()?.node.name(), payload, deadline);
+        }
         let note = Note { from: self.engine()?.node.name().to_owned(), payload: payload.to_vec() };
         Ok(self.known().peer().notify(&control::encode(&note), deadline)?)
     }
@@ -178,6 +186,10 @@ impl Segment {
     /// # Errors
     /// [`Error::Tcp`] if it does not until `deadline`.
     pub fn probe(&self, deadline: Instant) -> Result<Duration, Error> {
+        #[cfg(feature = "mooncake")]
+        if let Chosen::Mooncake(remote) = self.known().path {
+            return remote.probe(self.name(), deadline);
+        }
         let start = Instant::now();
         match ask(self.name(), self.known().peer(), &Ask::Probe, deadline)? {
             Answer::Probe => Ok(start.elapsed()),
@@ -231,6 +243,8 @@ impl Segment {
         let _ = (local, remote);
         match known.path {
             Chosen::Tcp => Ok(Chosen::Tcp),
+            #[cfg(feature = "mooncake")]
+            Chosen::Mooncake(remote) => Ok(Chosen::Mooncake(remote)),
             #[cfg(feature = "efa")]
             Chosen::Fabric(_) if self.is_moved() => Ok(Chosen::Tcp),
             #[cfg(feature = "efa")]
@@ -291,6 +305,10 @@ impl fmt::Debug for Segment {
 
 /// One round trip that tells both sides everything; then the path is chosen.
 fn describe(name: &str, engine: &Engine, deadline: Instant) -> Result<Known, Error> {
+    #[cfg(feature = "mooncake")]
+    if let Some(known) = of_mooncake(name, engine, deadline)? {
+        return Ok(known);
+    }
     let peer = engine.transport.peer(engine.resolve(name)?)?;
     let Answer::Describe { card, number } = ask(name, &peer, &Ask::Describe(engine.node.card()), deadline)?
     else {
@@ -298,6 +316,33 @@ fn describe(name: &str, engine: &Engine, deadline: Instant) -> Result<Known, Err
     };
     let (path, why) = engine.node.choose(name, &card)?;
     Known::new(name, card, peer, number, (path, why))
+}
+
+/// The Mooncake node of that name, if it is one and this engine deals with them.
+#[cfg(feature = "mooncake")]
+fn of_mooncake(name: &str, engine: &Engine, deadline: Instant) -> Result<Option<Known>, Error> {
+    if !engine.speaks_mooncake() {
+        return Ok(None);
+    }
+    let directory = engine.directory.as_ref();
+    if let Some(directory) = directory
+        && directory.lookup(name)?.is_some()
+    {
+        return Ok(None);
+    }
+    let own = engine.node.name();
+    let Some((remote, card)) = crate::mooncake::Remote::find(name, directory, own, deadline)? else {
+        return Ok(None);
+    };
+    if engine.settings.protocol.value == crate::protocol::Protocol::Efa {
+        return Err(Error::Unavailable {
+            path: format!("the libfabric path to {name}"),
+            reason: "it is a Mooncake node, which is reached over TCP".into(),
+        });
+    }
+    let peer = engine.transport.peer(remote.data)?;
+    let path = (Chosen::Mooncake(remote), "it is a Mooncake node".to_owned());
+    Known::new(name, card, peer, None, path).map(Some)
 }
 
 fn ask(segment: &str, peer: &Peer, ask: &Ask, deadline: Instant) -> Result<Answer, Error> {

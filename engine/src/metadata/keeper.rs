@@ -41,6 +41,8 @@ struct Entry {
     failures: u32,
     taken: bool,
     withdrawn: bool,
+    /// The server has not taken the value yet; what lies there is an older one of ours.
+    changed: bool,
 }
 
 impl Keeper {
@@ -58,7 +60,7 @@ impl Keeper {
         check(self.store().server(), &key, &value)?;
         self.start()?;
         self.store().publish(&key, &value, self.shared.ttl)?;
-        let entry = Entry { key, value, failures: 0, taken: false, withdrawn: false };
+        let entry = Entry { key, value, failures: 0, taken: false, withdrawn: false, changed: false };
         let entry = Arc::new(Mutex::new(entry));
         let mut plan = lock(&self.shared.plan);
         let id = plan.next_id;
@@ -127,8 +129,13 @@ impl Shared {
             return pause;
         }
         let (key, server) = (&entry.key, self.store.server());
-        match self.store.renew(key, &entry.value, self.ttl) {
+        let renewed = match entry.changed {
+            true => self.store.publish(key, &entry.value, self.ttl).map(|()| Renewal::Kept),
+            false => self.store.renew(key, &entry.value, self.ttl),
+        };
+        match renewed {
             Ok(found) => {
+                entry.changed = false;
                 if entry.failures > 0 {
                     tracing::info!(key, server, failures = entry.failures, "metadata server is back");
                 }
@@ -185,6 +192,7 @@ impl Lease {
         let put = shared.store.publish(&entry.key, &value, shared.ttl);
         entry.value = value;
         entry.taken = false;
+        entry.changed = put.is_err();
         put
     }
 

@@ -66,15 +66,12 @@ impl Status {
     }
 }
 
-/// Whether a connection begins with a request of this protocol. Its own handshake protocol begins with a length of at most
-/// 128 MiB, a type of 0 to 3 and then JSON, so a byte of an address decides between the two: nobody registers memory whose
-/// address ends in `{` and a small type, as allocators align to 16.
+/// Whether a connection begins with a request of this protocol. Its own handshake protocol begins with a length, a type and
+/// then JSON, so an address may look like its beginning; but where this protocol has its opcode the other one has text.
 pub(crate) fn recognise(head: &[u8]) -> Recognition {
-    let Some(bytes) = head.first_chunk::<HEAD_LEN>() else {
-        return if head.get(9) == Some(&b'{') { Recognition::No } else { Recognition::Undecided };
-    };
+    let Some(bytes) = head.first_chunk::<HEAD_LEN>() else { return Recognition::Undecided };
     match Head::from_bytes(bytes) {
-        Some(h) if bytes[9] != b'{' && h.len <= MAX_REQUEST_BYTES => Recognition::Yes,
+        Some(h) if h.len <= MAX_REQUEST_BYTES => Recognition::Yes,
         _ => Recognition::No,
     }
 }
@@ -116,12 +113,15 @@ mod tests {
         control.push(1);
         control.extend(b"{\"a\": 12345678}");
         assert_eq!(recognise(&control), Recognition::No);
-        assert_eq!(recognise(&control[..10]), Recognition::No);
+        assert_eq!(recognise(&control[..10]), Recognition::Undecided);
         let mut native = crate::handshake::preface(true).to_vec();
         native.extend([0; 8]);
         assert_eq!(recognise(&native), Recognition::No);
         let data = Head { op: Op::Read, version_2: true, addr: 0x7f00_0000_1000, len: 4096 }.to_bytes();
         assert_eq!(recognise(&data), Recognition::Yes);
         assert_eq!(recognise(&data[..23]), Recognition::Undecided);
+        // An address that looks like a type and the beginning of JSON.
+        let data = Head { op: Op::Write, version_2: true, addr: 0x7f00_1234_7b00, len: 64 }.to_bytes();
+        assert_eq!(recognise(&data), Recognition::Yes);
     }
 }
