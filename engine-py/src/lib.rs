@@ -17,6 +17,7 @@
 //! | [`ranges`] | `LocalRange`, `RemoteRange`: contiguous, paged, strided, scattered parts of both |
 //! | [`batch`] | `Batch`, `Transfer` |
 //! | [`mooncake`] | `TransferEngine` of `weft.mooncake` |
+//! | [`topology`] | Mooncake's priority matrix |
 //! | [`memory`] | the one promise about foreign memory, and copying from and to addresses |
 //! | [`wait`] | waiting without the GIL; waking an event loop |
 //! | [`error`] | exceptions |
@@ -30,6 +31,7 @@ mod mooncake;
 mod ranges;
 mod region;
 mod segment;
+mod topology;
 mod wait;
 
 use pyo3::prelude::*;
