@@ -7,7 +7,7 @@ mod support;
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::{Library, Running, libraries, network, output, skip};
+use support::{Library, Running, libraries, network, output, skip, valgrind};
 
 fn tool_is_there(name: &str) -> bool {
     Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
@@ -66,39 +66,61 @@ fn fi_pingpong_runs_on_datagrams() {
     fi_pingpong("fi_pingpong_runs_on_datagrams", "dgram", 1);
 }
 
+#[test]
+fn valgrind_finds_nothing_in_the_card_under_libfabric() {
+    let test = "valgrind_finds_nothing_in_the_card_under_libfabric";
+    if !valgrind::is_there() {
+        return skip(test, "no valgrind here");
+    }
+    if std::env::var_os("WEFT_TEST_QUICK").is_some() {
+        return skip(test, "takes long");
+    }
+    for (endpoint, offset) in [("rdm", 2), ("dgram", 3)] {
+        on_each(test, |library| {
+            let folder = tempfile::tempdir().unwrap();
+            pingpong(library, endpoint, offset, || valgrind::command("fi_pingpong", folder.path()));
+            // A client and the server; a client that came too early is a third.
+            valgrind::assert_clean(folder.path(), 2, true);
+        });
+    }
+}
+
 fn fi_pingpong(test: &str, endpoint: &str, offset: u32) {
-    on_each(test, |library| {
-        let network = network(1, "p5");
-        let port = (20_000 + 2 * (std::process::id() % 10_000) + offset).to_string();
-        let tool = |arguments: &[&str]| {
-            let mut command = Command::new("fi_pingpong");
-            library.choose(&mut command);
-            network.prepare(&mut command);
-            command.args(["-p", "efa", "-e", endpoint, "-I", "20", "-c"]).args(arguments);
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
-            Running(command.spawn().unwrap())
-        };
-        let said = |running: &mut Running| {
-            let (mut out, mut err) = (String::new(), String::new());
-            running.0.stdout.take().unwrap().read_to_string(&mut out).unwrap();
-            running.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-            (out, err)
-        };
-        let mut server = tool(&["-B", &port]);
-        // The client gives up at once when nobody listens yet: it is asked until somebody does.
-        let start = Instant::now();
-        let text = loop {
-            let mut client = tool(&["-P", &port, "127.0.0.1"]);
-            let status = client.wait();
-            let (out, err) = said(&mut client);
-            if status.success() {
-                break out;
-            }
-            let refused = err.contains("refused") || err.contains("connect");
-            assert!(refused && start.elapsed() < Duration::from_secs(20), "{}: {out}{err}", library.name);
-            std::thread::sleep(Duration::from_millis(50));
-        };
-        assert!(server.wait().success());
-        assert!(text.contains("64 ") && text.contains("=20"), "{text}");
-    });
+    on_each(test, |library| pingpong(library, endpoint, offset, || Command::new("fi_pingpong")));
+}
+
+/// Runs a server and a client of `fi_pingpong`, each started by `command`.
+fn pingpong(library: &Library, endpoint: &str, offset: u32, command: impl Fn() -> Command) {
+    let network = network(1, "p5");
+    let port = (20_000 + 4 * (std::process::id() % 5_000) + offset).to_string();
+    let tool = |arguments: &[&str]| {
+        let mut command = command();
+        library.choose(&mut command);
+        network.prepare(&mut command);
+        command.args(["-p", "efa", "-e", endpoint, "-I", "20", "-c"]).args(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
+        Running(command.spawn().unwrap())
+    };
+    let said = |running: &mut Running| {
+        let (mut out, mut err) = (String::new(), String::new());
+        running.0.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        running.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        (out, err)
+    };
+    let mut server = tool(&["-B", &port]);
+    // The client gives up at once when nobody listens yet: it is asked until somebody does.
+    let start = Instant::now();
+    let text = loop {
+        let mut client = tool(&["-P", &port, "127.0.0.1"]);
+        let status = client.wait();
+        let (out, err) = said(&mut client);
+        if status.success() {
+            break out;
+        }
+        let refused = err.contains("refused") || err.contains("connect");
+        assert!(refused && start.elapsed() < Duration::from_secs(60), "{}: {out}{err}", library.name);
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert!(server.wait().success());
+    assert!(text.contains("64 ") && text.contains("=20"), "{text}");
 }

@@ -14,7 +14,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 use support::node::Line;
 use support::verbs::{Card, To, Verbs, Work, number, part, target};
-use support::{PATIENCE, Part, Running, alone, network, pattern, without_libfabric};
+use support::{
+    PATIENCE, Part, Running, alone, network, pattern, player_without_libfabric, skip, valgrind,
+    without_libfabric,
+};
 
 #[test]
 fn datagrams_arrive_whole_after_their_prefix_or_not_at_all() {
@@ -43,6 +46,30 @@ fn depths_and_numbers_are_limited() {
     alone(&network, "limits");
 }
 
+#[test]
+fn valgrind_finds_nothing_in_the_card() {
+    let test = "valgrind_finds_nothing_in_the_card";
+    if !valgrind::is_there() {
+        return skip(test, "no valgrind here");
+    }
+    let program = std::env::current_exe().unwrap();
+    for (play, tidy) in [("flushed", false), ("statuses", false), ("everything", true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut network = network(2, "p5en");
+        network.set(settings::SEED, "3").set(settings::LATENCY_US, "5");
+        let line = folder.path().join("line");
+        let command = valgrind::command(&program, folder.path());
+        let mut command = player_without_libfabric(command, &network, play, true, &line);
+        assert_eq!(
+            Running(command.spawn().unwrap()).wait().code(),
+            Some(0),
+            "{play}, seed {}",
+            network.seed()
+        );
+        valgrind::assert_clean(folder.path(), 1, tidy);
+    }
+}
+
 /// The part of a child; does nothing unless started by a test.
 #[test]
 fn child() {
@@ -52,6 +79,7 @@ fn child() {
         "flushed" => flushed(),
         "statuses" => statuses(),
         "limits" => limits(),
+        "everything" => everything(),
         other => panic!("no play called {other}"),
     }
 }
@@ -289,6 +317,54 @@ fn statuses() {
     let (address, rkey) = target(gone);
     assert_eq!(own.ends(Work::Write { rkey, address }, to, 0, 64), Status::RemoteBadAddress.vendor());
     assert_eq!(own.ends(write, to, 0, 64), 0);
+}
+
+/// Every operation, in both directions between a card and itself, through delays and faults, with everything given back at the end.
+fn everything() {
+    let own = Own::open(false);
+    let to = own.to_myself();
+    let (address, rkey) = target(own.mr);
+    tell_run("fail status=13 every=7");
+    tell_run("delay us=20 at=end every=5");
+    let mut ended = 0;
+    for round in 0..20u64 {
+        let works = [
+            Work::Send,
+            Work::SendImm(1),
+            Work::Read { rkey, address },
+            Work::Write { rkey, address: address + 32_768 },
+            Work::WriteImm { rkey, address, imm: 2 },
+        ];
+        for (id, work) in works.into_iter().enumerate() {
+            assert_eq!(own.card.receive(own.qp, 1000, &mut [part(own.mr, 40_000, 8192)]), 0);
+            let parts = [part(own.mr, 0, 100), part(own.mr, 200, 100 + round as usize)];
+            let parts = if id < 2 { &parts[..] } else { &parts[..1] };
+            assert_eq!(own.card.post(own.qp, id as u64, work, to, parts), 0);
+        }
+        let mut open = works.len();
+        while open > 0 {
+            let end = own.end();
+            ended += 1;
+            open -= usize::from(end.wr_id < 1000);
+        }
+        if round % 3 == 2 {
+            // Receives that a failed message has not taken.
+            let error = ibv_qp_attr { qp_state: IBV_QPS_ERR, ..Default::default() };
+            assert_eq!(own.card.modify(own.qp, error, IBV_QP_STATE), 0);
+            let reset = |state| ibv_qp_attr { qp_state: state, qkey: QKEY, ..Default::default() };
+            for state in 0..4 {
+                assert_eq!(own.card.modify(own.qp, reset(state), IBV_QP_STATE), 0);
+            }
+            while own.card.poll(own.queue).is_some() {}
+        }
+    }
+    assert!(ended >= 100);
+    tell_run("clear");
+    assert_eq!(own.card.destroy_queue_pair(own.qp), 0);
+    assert_eq!(own.card.destroy_handle(to.handle), 0);
+    assert_eq!(own.card.deregister(own.mr), 0);
+    assert_eq!(own.card.destroy_queue(own.queue), 0);
+    assert_eq!(own.card.close(), 0);
 }
 
 fn limits() {

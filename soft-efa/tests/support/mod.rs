@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used)] // each test program uses a part of it; a test fails by panicking
 
 pub(crate) mod node;
+pub(crate) mod valgrind;
 pub(crate) mod verbs;
 
 use soft_efa::{Network, Profile};
@@ -161,7 +162,18 @@ pub(crate) fn player(
 
 /// A child that plays a part in which there is no libfabric.
 pub(crate) fn without_libfabric(network: &Network, play: &str, first: bool, line: &Path) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    let command = Command::new(std::env::current_exe().unwrap());
+    player_without_libfabric(command, network, play, first, line)
+}
+
+/// As `without_libfabric`, of a command that starts this program in a way of its own.
+pub(crate) fn player_without_libfabric(
+    mut command: Command,
+    network: &Network,
+    play: &str,
+    first: bool,
+    line: &Path,
+) -> Command {
     command.args(["--exact", "child", "--nocapture", "--test-threads=1"]);
     command
         .env(ROLE, if first { "first" } else { "second" })
