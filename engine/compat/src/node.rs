@@ -1,8 +1,9 @@
 //! The whole: memory, transfers, notifications.
 
 use std::collections::HashMap;
+use std::net::{TcpStream, ToSocketAddrs as _};
 use std::ptr::NonNull;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::{Access, Batch, Engine, HostMemory, Region, Segment, Shape};
@@ -16,6 +17,9 @@ use crate::transfer::{Op, Transfer};
 /// How long running transfers get when the node ends.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// Peers that are kept open. A cluster has fewer; names that were used once and never again do not pile up.
+const SESSIONS: usize = 4096;
+
 /// Batches whose allocations are kept for reuse.
 const SPARE: usize = 16;
 
@@ -26,6 +30,8 @@ pub struct Node {
     engine: Engine,
     registered: Mutex<Table<Region>>,
     managed: Mutex<HashMap<u64, HostMemory>>,
+    /// Peers that were opened; the engine itself forgets those that nobody holds.
+    sessions: Mutex<HashMap<String, Segment>>,
     spare: Mutex<Vec<Batch>>,
     connect: Duration,
 }
@@ -40,6 +46,7 @@ impl Node {
             engine: setup.build(env)?,
             registered: Mutex::default(),
             managed: Mutex::default(),
+            sessions: Mutex::default(),
             spare: Mutex::default(),
             connect: connect_timeout(env),
         })
@@ -211,12 +218,37 @@ impl Node {
 
     // ---- peers ---------------------------------------------------------------------------------------------------------
 
-    /// A peer's memory; the first time it is connected to.
+    /// A peer's memory; the first time it is connected to. Nobody listening there is an error at once, as with Mooncake.
     ///
     /// # Errors
     /// [`Fault::Name`], [`Fault::Unreachable`].
     pub fn open(&self, session: &str) -> Result<Segment, Fault> {
-        self.engine.open(session, Instant::now() + self.connect).map_err(Fault::of_peer)
+        if let Some(segment) = lock(&self.sessions).get(session) {
+            return Ok(segment.clone());
+        }
+        if let Some(error) = self.refused(session) {
+            return Err(Fault::Unreachable(error));
+        }
+        let segment = self.engine.open(session, Instant::now() + self.connect).map_err(Fault::of_peer)?;
+        let mut sessions = lock(&self.sessions);
+        if sessions.len() >= SESSIONS {
+            sessions.clear();
+        }
+        Ok(sessions.entry(session.to_owned()).or_insert(segment).clone())
+    }
+
+    /// The engine waits for a peer that is about to start; callers of this API try again themselves. So a port that nobody listens
+    /// on is found out first. Names in a store are none of its business.
+    fn refused(&self, session: &str) -> Option<engine::Error> {
+        let addr = session.to_socket_addrs().ok()?.next()?;
+        let error = TcpStream::connect_timeout(&addr, self.connect).err()?;
+        let action = format!("connecting to {session}");
+        Some(engine::Error::Tcp(tcp_transport::Error::Io { action, source: Arc::new(error) }))
+    }
+
+    /// Forgets a peer; the next use opens it anew.
+    pub fn close(&self, session: &str) {
+        lock(&self.sessions).remove(session);
     }
 
     /// The address of a peer's first buffer.
