@@ -5,28 +5,7 @@ use std::time::{Duration, Instant};
 use engine::metadata::{Directory, Record};
 
 use crate::contract;
-use crate::harness::{Server, directory, free_port, options};
-
-fn start(test: &str) -> Option<Server> {
-    Server::start(test, "etcd", |port, dir| {
-        let (client, peer) =
-            (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()));
-        [
-            ["--name", "weft-test"],
-            ["--data-dir", dir],
-            ["--listen-client-urls", &client],
-            ["--advertise-client-urls", &client],
-            ["--listen-peer-urls", &peer],
-            ["--initial-advertise-peer-urls", &peer],
-            ["--initial-cluster", &format!("weft-test={peer}")],
-            ["--log-level", "error"],
-        ]
-        .iter()
-        .flatten()
-        .map(|&argument| argument.to_owned())
-        .collect()
-    })
-}
+use crate::harness::{self, Server, directory, free_port, options};
 
 fn url(server: &Server) -> String {
     format!("etcd://127.0.0.1:{}", server.port)
@@ -34,7 +13,7 @@ fn url(server: &Server) -> String {
 
 #[test]
 fn etcd_keeps_names() {
-    let Some(server) = start("etcd_keeps_names") else { return };
+    let Some(server) = harness::etcd("etcd_keeps_names") else { return };
     contract::names_are_published_found_changed_and_withdrawn(&url(&server));
     contract::renewals_say_what_they_found(&url(&server));
     contract::nonsense_in_the_store_is_an_error(&url(&server));
@@ -42,19 +21,19 @@ fn etcd_keeps_names() {
 
 #[test]
 fn etcd_forgets_the_dead() {
-    let Some(server) = start("etcd_forgets_the_dead") else { return };
+    let Some(server) = harness::etcd("etcd_forgets_the_dead") else { return };
     contract::a_killed_node_vanishes(&url(&server));
 }
 
 #[test]
 fn etcd_gives_the_name_to_the_last() {
-    let Some(server) = start("etcd_gives_the_name_to_the_last") else { return };
+    let Some(server) = harness::etcd("etcd_gives_the_name_to_the_last") else { return };
     contract::the_last_to_come_has_the_name(&url(&server));
 }
 
 #[test]
 fn etcd_may_go_away_and_come_back_empty() {
-    let Some(server) = start("etcd_may_go_away_and_come_back_empty") else { return };
+    let Some(server) = harness::etcd("etcd_may_go_away_and_come_back_empty") else { return };
     let (url, server) = (url(&server), std::cell::RefCell::new(server));
     contract::what_the_server_lost_is_published_again(
         &url,
@@ -65,7 +44,7 @@ fn etcd_may_go_away_and_come_back_empty() {
 
 #[test]
 fn of_several_endpoints_one_is_enough() {
-    let Some(server) = start("of_several_endpoints_one_is_enough") else { return };
+    let Some(server) = harness::etcd("of_several_endpoints_one_is_enough") else { return };
     // Nobody listens at the first; the second takes connections and never says a word.
     let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!(
@@ -89,7 +68,7 @@ fn of_several_endpoints_one_is_enough() {
 /// etcd refuses requests beyond 1.5 MiB; the message says so, and nothing is left behind.
 #[test]
 fn what_etcd_refuses_is_said() {
-    let Some(server) = start("what_etcd_refuses_is_said") else { return };
+    let Some(server) = harness::etcd("what_etcd_refuses_is_said") else { return };
     let directory = Directory::connect(&url(&server), options()).unwrap().unwrap();
     let error = directory.store().publish("weft/test/raw/big", &vec![7; 3 << 20], options().ttl).unwrap_err();
     assert!(error.to_string().contains("1.5 MiB"), "{error}");

@@ -1,4 +1,5 @@
 //! Starts the servers, waits for things to happen, and looks for what a machine lacks.
+#![allow(dead_code)] // each test program uses its part
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -106,6 +107,28 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An etcd of one member.
+pub(crate) fn etcd(test: &str) -> Option<Server> {
+    Server::start(test, "etcd", |port, dir| {
+        let (client, peer) =
+            (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()));
+        [
+            ["--name", "weft-test"],
+            ["--data-dir", dir],
+            ["--listen-client-urls", &client],
+            ["--advertise-client-urls", &client],
+            ["--listen-peer-urls", &peer],
+            ["--initial-advertise-peer-urls", &peer],
+            ["--initial-cluster", &format!("weft-test={peer}")],
+            ["--log-level", "error"],
+        ]
+        .iter()
+        .flatten()
+        .map(|&argument| argument.to_owned())
+        .collect()
+    })
 }
 
 fn run(program: &str, arguments: &[String]) -> Child {

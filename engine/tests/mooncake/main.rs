@@ -6,6 +6,9 @@
 #![allow(clippy::unwrap_used)] // tests
 
 mod common;
+#[cfg(feature = "etcd")]
+#[path = "../metadata/harness.rs"]
+mod harness;
 mod hostile;
 mod real;
 #[cfg(feature = "http-server")]

@@ -4,6 +4,8 @@ use engine::metadata::http_server::{Options, serve};
 use engine::{Access, Engine, HostMemory};
 
 use crate::common::{Weft, soon};
+#[cfg(feature = "etcd")]
+use crate::harness;
 use crate::real::{Node, both_ways};
 
 /// What an engine publishes for Mooncake's nodes: their keys, their JSON, up to date, and gone when it goes.
@@ -45,6 +47,21 @@ fn both_systems_find_each_other_in_a_store() {
     // Mooncake's nodes are told their port; this one was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let Some(mut node) = Node::start(test, &format!("127.0.0.1:{port}"), &server.url()) else { return };
+    let segment = weft.engine.open(&node.name, soon()).unwrap();
+    both_ways(&weft, &mut node, &segment);
+}
+
+/// The wheel brings etcd's own client along, so what it reads and writes there is what it really does.
+#[cfg(feature = "etcd")]
+#[test]
+fn both_systems_find_each_other_in_etcd() {
+    let test = "both_systems_find_each_other_in_etcd";
+    let Some(server) = harness::etcd(test) else { return };
+    let url = format!("etcd://127.0.0.1:{}", server.port);
+    let weft = Weft::of(Engine::builder().name("prefill-9").metadata(&url));
+    let Some(mut node) = Node::start(test, &format!("127.0.0.1:{}", harness::free_port()), &url) else {
+        return;
+    };
     let segment = weft.engine.open(&node.name, soon()).unwrap();
     both_ways(&weft, &mut node, &segment);
 }
