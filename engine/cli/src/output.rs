@@ -32,7 +32,8 @@ pub(crate) struct Output {
 pub(crate) enum Mark {
     Good,
     Note,
-    Bad,
+    Slow,
+    Broken,
 }
 
 impl Output {
@@ -75,9 +76,10 @@ impl Output {
     /// A marked line.
     pub(crate) fn marked(&self, mark: Mark, text: &str) {
         let (code, sign) = match mark {
-            Mark::Good => ("32", "ok  "),
-            Mark::Note => ("33", "note"),
-            Mark::Bad => ("31", "slow"),
+            Mark::Good => ("32", "ok    "),
+            Mark::Note => ("36", "note  "),
+            Mark::Slow => ("33", "slow  "),
+            Mark::Broken => ("31", "broken"),
         };
         self.line(format!("  {}  {text}", paint(self.stdout_color, code, sign)));
     }
@@ -85,12 +87,6 @@ impl Output {
     /// Something to know that is not the result, on stderr.
     pub(crate) fn remark(&self, text: impl AsRef<str>) {
         let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
-    }
-
-    /// A warning, on stderr.
-    pub(crate) fn warning(&self, text: impl AsRef<str>) {
-        let head = paint(self.stderr_color, "1;33", "warning:");
-        let _ = writeln!(io::stderr().lock(), "{head} {}", text.as_ref());
     }
 
     /// Why the command ends badly, on stderr.
