@@ -6,7 +6,7 @@ use tcp_transport::Op;
 
 use crate::arrivals::immediate;
 use crate::error::Error;
-use crate::memory::Region;
+use crate::memory::{Access, Region};
 use crate::path::Chosen;
 use crate::segment::Segment;
 
@@ -124,6 +124,9 @@ impl Batch {
     /// Time from submission to the end of each request, at the latest; the setting `timeout_seconds` unless set here. Stays when
     /// the batch is reused.
     pub fn set_deadline(&mut self, deadline: Duration) {
+        self.tcp.set_deadline(deadline);
+        #[cfg(feature = "efa")]
+        self.fabric.set_deadline(deadline);
         self.deadline = Some(deadline);
     }
 
@@ -192,6 +195,13 @@ impl Batch {
         let Asked { op, local, local_shape, segment, remote_shape, tag } = asked;
         let known = segment.known();
         let remote = known.buffer_around(segment.name(), &remote_shape)?;
+        let (right, wanted) = match op {
+            Op::Write => (Access::WRITE, "writing"),
+            Op::Read => (Access::READ, "reading"),
+        };
+        if !remote.access().allows(right) {
+            return Err(tcp_transport::Error::AccessDenied { side: "remote", wanted }.into());
+        }
         let immediate = match tag {
             Some(tag) => Some(immediate(known.number(segment.name())?, tag)),
             None => None,

@@ -1,0 +1,211 @@
+//! Peers that die, freeze, come back, and change what they have registered, while others use it.
+
+use crate::alone;
+use crate::cluster::{Cluster, Kind, LOCAL, READ_WRITE, eventually, filled, request, request_to};
+use crate::order::{BatchOrder, Follow, Order, Setup};
+
+const LEN: usize = 256 << 10;
+/// Where restarted processes have their memory again.
+const PLACE: u64 = 0x7_1000_0000_000;
+
+fn order(requests: Vec<crate::order::Request>, deadline_ms: u64) -> BatchOrder {
+    BatchOrder { requests, follow: Follow::Wait, deadline_ms: Some(deadline_ms), notify: None }
+}
+
+/// A process dies under traffic and comes back at the same address with its memory at the same place. Requests for its former life
+/// fail, and never write into the new one; the batches after that succeed, and nobody has done anything for it.
+fn a_restart_heals_by_itself(test: &str, kind: Kind) {
+    let Some(cluster) = Cluster::new(test, kind) else { return };
+    let _alone = alone();
+    let mut near = cluster.node();
+    let mut far = cluster.node_with(Setup { fixed: Some(PLACE), ..kind.setup() }, true);
+    far.register("pool", LEN, READ_WRITE, 1);
+    near.register("staging", LEN, LOCAL, 2);
+    let epoch = near.open(&far).epoch;
+    let name = far.name.clone();
+    let write = |at, len| vec![request_to(true, "staging", &name, "pool", at, len)];
+    assert_eq!(near.run(write(0, 1000)).result, Ok(()));
+
+    let setup = far.kill();
+    let ended = near.batch(order(write(0, 1000), 3000));
+    let error = ended.result.unwrap_err();
+    assert!(
+        error.contains(&name) || error.contains(name.rsplit(':').next().unwrap()),
+        "names the peer: {error}"
+    );
+    assert!(ended.ms < 10_000, "it took {} ms to fail", ended.ms);
+
+    let mut far = cluster.node_with(Setup { fixed: Some(PLACE), ..setup }, true);
+    assert_eq!(far.name, name);
+    far.register("pool", LEN, READ_WRITE, 3);
+    // The batch after that knows nothing of it yet; at the latest the one after it goes well.
+    let first = near.batch(order(write(0, LEN as u64), 10_000));
+    if let Err(error) = &first.result {
+        assert!(far.holds("pool", &filled(LEN, 3)), "a request for a former life has written: {error}");
+        let second = near.batch(order(write(0, LEN as u64), 10_000));
+        assert_eq!(second.result, Ok(()), "after {error}");
+    }
+    assert!(far.holds("pool", &filled(LEN, 2)));
+    let view = near.view(&name);
+    assert_ne!(view.epoch, epoch);
+    assert!(near.peer_statistics(&name)["restarts"].as_u64() >= Some(1));
+    if !kind.on_cards() {
+        return;
+    }
+    // Over cards again, not by the way around.
+    eventually("it is back on the cards", || near.view(&name).path.starts_with("efa/"));
+}
+
+#[test]
+fn a_restart_heals_by_itself_over_sockets() {
+    a_restart_heals_by_itself("a_restart_heals_by_itself_over_sockets", Kind::Tcp);
+}
+
+#[test]
+fn a_restart_heals_by_itself_within_the_host() {
+    a_restart_heals_by_itself("a_restart_heals_by_itself_within_the_host", Kind::Host);
+}
+
+#[test]
+fn a_restart_heals_by_itself_over_efa_direct() {
+    a_restart_heals_by_itself("a_restart_heals_by_itself_over_efa_direct", Kind::EfaDirect);
+}
+
+#[test]
+fn a_restart_heals_by_itself_over_efa() {
+    a_restart_heals_by_itself("a_restart_heals_by_itself_over_efa", Kind::Efa);
+}
+
+#[test]
+fn a_restart_heals_by_itself_with_auto() {
+    a_restart_heals_by_itself("a_restart_heals_by_itself_with_auto", Kind::Auto);
+}
+
+/// A process that freezes closes nothing and answers nothing. Requests end at their deadline, with its name; when it thaws, the
+/// next ones succeed.
+fn a_frozen_peer_costs_no_more_than_the_deadline(test: &str, kind: Kind) {
+    let Some(cluster) = Cluster::new(test, kind) else { return };
+    let _alone = alone();
+    let (mut near, mut far) = (cluster.node(), cluster.node());
+    far.register("pool", LEN, READ_WRITE, 1);
+    near.register("staging", LEN, LOCAL, 2);
+    near.open(&far);
+    assert_eq!(near.run(vec![request(true, "staging", &far, "pool", 0, 1000)]).result, Ok(()));
+    far.freeze();
+    let ended = near.batch(order(vec![request(true, "staging", &far, "pool", 0, LEN as u64)], 1500));
+    far.thaw();
+    match ended.result {
+        // The card needs no process at the target.
+        Ok(()) => assert!(kind.on_cards(), "who has answered?"),
+        Err(error) => {
+            assert!(error.contains(far.name.rsplit(':').next().unwrap()), "names the peer: {error}")
+        }
+    }
+    assert!(ended.ms < 8000, "{} ms", ended.ms);
+    eventually("the next batch succeeds", || {
+        near.batch(order(vec![request(true, "staging", &far, "pool", 0, LEN as u64)], 10_000)).result.is_ok()
+    });
+    assert!(far.holds("pool", &filled(LEN, 2)));
+}
+
+#[test]
+fn a_frozen_peer_over_sockets() {
+    a_frozen_peer_costs_no_more_than_the_deadline("a_frozen_peer_over_sockets", Kind::Tcp);
+}
+
+#[test]
+fn a_frozen_peer_over_efa_direct() {
+    a_frozen_peer_costs_no_more_than_the_deadline("a_frozen_peer_over_efa_direct", Kind::EfaDirect);
+}
+
+/// A network that lets nothing through. Requests end at their deadline; when it is whole again, the next ones succeed.
+#[test]
+fn a_partition_over_efa_ends_requests_and_heals() {
+    let test = "a_partition_over_efa_ends_requests_and_heals";
+    let Some(cluster) = Cluster::new(test, Kind::EfaDirect) else { return };
+    let _alone = alone();
+    let (mut near, mut far) = (cluster.node(), cluster.node());
+    far.register("pool", LEN, READ_WRITE, 1);
+    near.register("staging", LEN, LOCAL, 2);
+    near.open(&far);
+    let write = || vec![request(true, "staging", &far, "pool", 0, LEN as u64)];
+    assert_eq!(near.run(write()).result, Ok(()));
+    for card in 0..2 {
+        cluster.fault(&format!("link card={card}"));
+    }
+    let ended = near.batch(order(write(), 1500));
+    assert!(ended.result.is_err() && ended.ms < 8000, "{ended:?}");
+    cluster.heal();
+    eventually("the next batch succeeds", || near.batch(order(write(), 10_000)).result.is_ok());
+    assert!(far.holds("pool", &filled(LEN, 2)));
+    assert!(near.view(&far.name).path.starts_with("efa/"), "`efa` never goes another way");
+}
+
+/// One side unregisters and registers its memory again and again while the other writes to it without a pause. Each batch succeeds
+/// or says that the registration has gone; after each change it goes on by itself.
+fn registered_again_under_traffic(test: &str, kind: Kind) {
+    let Some(cluster) = Cluster::new(test, kind) else { return };
+    let _alone = alone();
+    let (mut near, mut far) = (cluster.node(), cluster.node());
+    far.register("pool", LEN, READ_WRITE, 1);
+    near.register("staging", LEN, LOCAL, 2);
+    near.open(&far);
+    let name = far.name.clone();
+    let write = || vec![request_to(true, "staging", &name, "pool", 0, LEN as u64)];
+    let traffic = order(write(), 10_000);
+    near.must(Order::Traffic(traffic));
+    let done = |near: &mut crate::cluster::Node, name: &str| {
+        let peer = near.peer_statistics(name);
+        peer["tcp"]["requests_done"].as_u64().unwrap() + peer["fabric"]["requests_done"].as_u64().unwrap()
+    };
+    for _ in 0..8 {
+        let before = done(&mut near, &name);
+        eventually("traffic goes on", || done(&mut near, &name) > before + 3);
+        far.must(Order::RegisterAgain("pool".into()));
+    }
+    let before = done(&mut near, &name);
+    eventually("traffic goes on after the last one", || done(&mut near, &name) > before + 3);
+    let (well, errors) = near.stop_traffic();
+    assert!(well > 30, "{well}");
+    assert!(errors.len() < 200, "a change costs a few batches, not {}", errors.len());
+    for error in &errors {
+        let known = ["key", "revoked", "registered", "stale", "no buffer"];
+        assert!(known.iter().any(|word| error.contains(word)), "{error}");
+    }
+    assert_eq!(near.run(write()).result, Ok(()));
+    assert!(far.holds("pool", &filled(LEN, 2)));
+}
+
+#[test]
+fn registered_again_under_traffic_over_sockets() {
+    registered_again_under_traffic("registered_again_under_traffic_over_sockets", Kind::Tcp);
+}
+
+#[test]
+fn registered_again_under_traffic_within_the_host() {
+    registered_again_under_traffic("registered_again_under_traffic_within_the_host", Kind::Host);
+}
+
+#[test]
+fn registered_again_under_traffic_over_efa_direct() {
+    registered_again_under_traffic("registered_again_under_traffic_over_efa_direct", Kind::EfaDirect);
+}
+
+/// Shutting down lets running requests finish, and later ones fail; the other side loses nothing.
+#[test]
+fn a_graceful_end_loses_nothing() {
+    let _alone = alone();
+    let Some(cluster) = Cluster::new("a_graceful_end_loses_nothing", Kind::Tcp) else { return };
+    let (mut near, mut far) = (cluster.node(), cluster.node());
+    far.register("pool", 8 << 20, READ_WRITE, 1);
+    near.register("staging", 8 << 20, LOCAL, 2);
+    near.open(&far);
+    near.must(Order::Batch(BatchOrder {
+        requests: vec![request(true, "staging", &far, "pool", 0, 8 << 20)],
+        follow: Follow::Drop,
+        deadline_ms: None,
+        notify: Some(b"done".to_vec()),
+    }));
+    near.must(Order::Shutdown { wait_ms: 10_000 });
+    assert!(far.holds("pool", &filled(8 << 20, 2)), "a request that was running has been lost");
+}
