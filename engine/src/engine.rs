@@ -413,6 +413,9 @@ impl Engine {
         let now = Instant::now();
         // A limit that is beyond what the clock can count is none.
         let deadline = now.checked_add(limit).unwrap_or(now + Duration::from_secs(u64::from(u32::MAX)));
+        batch.tcp.set_deadline(limit);
+        #[cfg(feature = "efa")]
+        batch.fabric.set_deadline(limit);
         let tcp = if batch.tcp.is_empty() { None } else { Some(inner.transport.submit(&mut batch.tcp)?) };
         #[cfg(feature = "efa")]
         let fabric = if batch.fabric.is_empty() {
