@@ -3,7 +3,6 @@
 #[allow(dead_code)] // each benchmark uses a part of it
 #[path = "common/mod.rs"]
 mod bare;
-#[allow(dead_code)] // the tests use more of it
 #[path = "../tests/common/mod.rs"]
 mod common;
 

@@ -19,8 +19,14 @@ pub(crate) struct PeerAddresses {
 }
 
 impl Lane {
-    /// Inserts all addresses of a peer now, for cards that must know who writes to them.
-    pub(crate) fn introduce(&self, peer: &Peer, nics: &Arc<[NicEntry]>, now: u64) {
+    /// Inserts addresses of a peer now, for cards that must know who writes to them.
+    pub(crate) fn introduce(
+        &self,
+        peer: &Peer,
+        nics: &Arc<[NicEntry]>,
+        which: impl Fn(usize) -> bool,
+        now: u64,
+    ) {
         let mut state = lock(&self.state);
         let state = &mut *state;
         let slot = peer.id.slot as usize;
@@ -35,8 +41,9 @@ impl Lane {
             known.nics = Some(Arc::clone(nics));
         }
         known.last_used = now;
-        for (entry, nic) in known.addresses.iter_mut().zip(nics.iter()) {
-            if entry.is_none()
+        for (index, (entry, nic)) in known.addresses.iter_mut().zip(nics.iter()).enumerate() {
+            if which(index)
+                && entry.is_none()
                 && let Ok(address) = self.nic.insert(&nic.address)
             {
                 *entry = Some(address);

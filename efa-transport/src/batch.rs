@@ -79,10 +79,6 @@ impl RequestState {
         self.state.load(Ordering::Acquire) != RUNNING
     }
 
-    pub(crate) fn one_more(&self) {
-        self.remaining.fetch_add(1, Ordering::Relaxed);
-    }
-
     pub(crate) fn note(&self, error: &str) {
         *lock(&self.last_error) = Some(error.to_owned());
     }
@@ -135,6 +131,15 @@ impl BatchState {
         self.requests.clear();
     }
 
+    /// Counts the slices that have been made of a request, before any of them starts. (Of those that ended while they were
+    /// being made the count is below zero until then, and wraps.)
+    pub(crate) fn add_slices(&self, index: u32, count: u32) {
+        let Some(request) = self.requests.get(index as usize) else { return };
+        request.remaining.fetch_add(count, Ordering::Relaxed);
+        self.alive.fetch_add(count as usize, Ordering::Relaxed);
+        request.peer.alive.fetch_add(count as usize, Ordering::Relaxed);
+    }
+
     /// One part of a request has ended well; if it was the last one but the gate, the gate's slice comes back to be started.
     pub(crate) fn part_done(&self, index: u32) -> Option<Slice> {
         let request = self.requests.get(index as usize)?;
@@ -172,7 +177,10 @@ impl BatchState {
         }
     }
 
-    pub(crate) fn slice_gone(&self) {
+    pub(crate) fn slice_gone(&self, index: u32) {
+        if let Some(request) = self.requests.get(index as usize) {
+            request.peer.alive.fetch_sub(1, Ordering::Release);
+        }
         if self.alive.fetch_sub(1, Ordering::AcqRel) == 1 && self.has_ended() {
             self.wake();
         }

@@ -30,8 +30,12 @@ mod errno {
 /// Completion status of an EFA card, as its driver's header numbers them (`EFA_IO_COMP_STATUS_…`). The `efa` provider adds 4096
 /// and more for errors of its own.
 mod card {
-    pub(super) const LOCAL_LENGTH: i32 = 3;
-    pub(super) const LOCAL_LKEY: i32 = 5;
+    pub(super) const FLUSHED: i32 = 1;
+    pub(super) const QUEUE_PAIR: i32 = 2;
+    pub(super) const UNSUPPORTED: i32 = 3;
+    pub(super) const ADDRESS_HANDLE: i32 = 4;
+    pub(super) const LOCAL_KEY: i32 = 5;
+    pub(super) const TOO_LONG: i32 = 6;
     pub(super) const REMOTE_BAD_ADDRESS: i32 = 7;
     pub(super) const REMOTE_ABORT: i32 = 8;
     pub(super) const REMOTE_BAD_DESTINATION_QP: i32 = 9;
@@ -39,6 +43,11 @@ mod card {
     pub(super) const REMOTE_UNRESPONSIVE: i32 = 13;
     pub(super) const UNKNOWN_PEER: i32 = 14;
     pub(super) const UNREACHABLE: i32 = 15;
+}
+
+/// Whether the queue pair has stopped working, so that only a new endpoint helps.
+pub(crate) fn is_flushed(provider: &str, error: &OperationError) -> bool {
+    provider.contains("efa") && error.provider_errno() == card::FLUSHED
 }
 
 /// The kind of an operation's failure.
@@ -54,14 +63,16 @@ fn numbers(efa: bool, errno: i32, provider_errno: i32) -> Failure {
     if efa {
         match provider_errno {
             card::REMOTE_BAD_ADDRESS => return Failure::Key,
-            card::LOCAL_LENGTH | card::LOCAL_LKEY => return Failure::Operation,
-            card::REMOTE_BAD_DESTINATION_QP
-            | card::REMOTE_UNRESPONSIVE
-            | card::UNKNOWN_PEER
-            | card::UNREACHABLE => {
+            card::UNSUPPORTED | card::LOCAL_KEY | card::TOO_LONG => return Failure::Operation,
+            card::REMOTE_BAD_DESTINATION_QP | card::REMOTE_UNRESPONSIVE | card::UNREACHABLE => {
                 return Failure::Peer;
             }
-            card::REMOTE_ABORT | card::REMOTE_RNR => return Failure::Rail,
+            card::UNKNOWN_PEER => return Failure::Stranger,
+            card::FLUSHED
+            | card::QUEUE_PAIR
+            | card::ADDRESS_HANDLE
+            | card::REMOTE_ABORT
+            | card::REMOTE_RNR => return Failure::Rail,
             _ => {}
         }
     }
@@ -95,6 +106,9 @@ mod tests {
         assert_eq!(numbers(true, 103, 13), Failure::Peer, "process has exited");
         assert_eq!(numbers(true, 103, 4124), Failure::Peer, "the same, found by the provider");
         assert_eq!(numbers(true, 5, 10), Failure::Rail, "receiver not ready");
+        assert_eq!(numbers(true, 107, 14), Failure::Stranger, "no address handle there");
+        assert_eq!(numbers(true, 22, 2), Failure::Rail, "our own card is dead");
+        assert_eq!(numbers(true, 125, 1), Failure::Rail, "flushed");
     }
 
     #[test]

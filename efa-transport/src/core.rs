@@ -12,12 +12,13 @@ use crate::config::Config;
 use crate::descriptor::{ChunkEntry, Descriptor, NicEntry};
 use crate::error::Error;
 use crate::events::{Arrivals, Event, Events};
-use crate::lane::{Lane, Outcome};
-use crate::peer::{Added, PeerId, Peers};
+use crate::lane::Lane;
+use crate::peer::{Added, PeerId, PeerState, Peers};
 use crate::progress::Parking;
 use crate::provider::Rejected;
 use crate::region::RegionInner;
 use crate::route::Staging;
+use crate::scheduler::rail::partners;
 use crate::slice::Slice;
 use crate::submit::Watched;
 use crate::sync::{Clock, lock};
@@ -43,7 +44,10 @@ pub(crate) struct Core {
     pub(crate) watched: Mutex<Watched>,
     pub(crate) spare: Mutex<Vec<Arc<BatchState>>>,
     pub(crate) staging: Mutex<Vec<Staging>>,
-    pub(crate) outcomes: Mutex<Vec<Outcome>>,
+    /// Emptied lists of slices to be started.
+    /// Peers' cards have refused ours as strangers.
+    pub(crate) every_rail: AtomicBool,
+    pub(crate) outcomes: Mutex<Vec<Vec<Slice>>>,
     pub(crate) retries: Mutex<Vec<(u64, Slice)>>,
     pub(crate) retry_count: AtomicUsize,
     pub(crate) drivers: AtomicUsize,
@@ -100,6 +104,7 @@ impl Core {
             watched: Mutex::default(),
             spare: Mutex::default(),
             staging: Mutex::default(),
+            every_rail: AtomicBool::new(false),
             outcomes: Mutex::default(),
             retries: Mutex::default(),
             retry_count: AtomicUsize::new(0),
@@ -197,6 +202,7 @@ impl Core {
             provider: info.provider_name().to_owned(),
             fabric: self.fabric_kind().to_owned(),
             virtual_addressing: info.virtual_addressing(),
+            every_rail: self.every_rail.load(Ordering::Relaxed),
             immediate_bytes: self.immediate_bytes as u8,
             nics: self
                 .lanes
@@ -238,21 +244,38 @@ impl Core {
                 "it uses fabric {theirs} and we use {ours}; set the same provider on both sides"
             )));
         }
+        let every_rail = descriptor.every_rail;
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
         let (peer, added) = peers.add(descriptor);
         drop(peers);
         tracing::debug!(peer = %peer.name, ?added, regions = peer.table().regions(), "peer descriptor");
-        // efa-direct: our cards must know the peer's before its first operation arrives.
+        // efa-direct: our cards must know those of the peer that will write to them before the first operation arrives.
         if self.fabric_kind() == "efa-direct" {
             let table = peer.table();
+            let theirs = table.nics.len();
             for lane in &self.lanes {
-                lane.introduce(&peer, &table.nics, self.clock.now());
+                let over = |nic: usize| partners(nic, theirs, self.lanes.len()) & (1 << lane.index) != 0;
+                lane.introduce(&peer, &table.nics, |nic| every_rail || over(nic), self.clock.now());
             }
         }
         if added == Added::Restarted {
             self.events.push(Event::PeerRestarted { peer: peer.id, name: peer.name.clone() });
         }
         Ok(peer.id)
+    }
+
+    pub(crate) fn peer_state(&self, id: PeerId) -> Result<PeerState, Error> {
+        let peer = Arc::clone(self.peers().get(id)?);
+        let nics = peer.table().nics.len();
+        let aside = peer.health().avoid(self.clock.now()).count_ones() as usize;
+        Ok(PeerState {
+            name: peer.name.clone(),
+            down: peer.health().is_down(),
+            stale: peer.is_stale(),
+            nics,
+            nics_well: nics - aside.min(nics),
+            outstanding: peer.alive.load(Ordering::Acquire),
+        })
     }
 
     pub(crate) fn remove_peer(&self, id: PeerId) -> bool {

@@ -30,6 +30,8 @@ pub(crate) struct Descriptor {
     pub(crate) fabric: String,
     /// Whether operations name remote memory by its virtual address, or by the offset into the chunk.
     pub(crate) virtual_addressing: bool,
+    /// Its operations may come over rails other than those that both sides expect: cards want to know all of its.
+    pub(crate) every_rail: bool,
     /// The bytes of an immediate that arrive.
     pub(crate) immediate_bytes: u8,
     pub(crate) nics: Vec<NicEntry>,
@@ -75,6 +77,7 @@ impl Descriptor {
         put_text(&mut out, &self.provider);
         put_text(&mut out, &self.fabric);
         out.push(u8::from(self.virtual_addressing));
+        out.push(u8::from(self.every_rail));
         out.push(self.immediate_bytes);
         out.extend((self.nics.len() as u16).to_le_bytes());
         for nic in &self.nics {
@@ -120,6 +123,7 @@ impl Descriptor {
         let (epoch, generation) = (reader.u64()?, reader.u64()?);
         let (provider, fabric) = (reader.text()?, reader.text()?);
         let virtual_addressing = reader.flag()?;
+        let every_rail = reader.flag()?;
         let immediate_bytes = reader.u8()?;
         let nic_count = reader.u16()? as usize;
         if nic_count == 0 || nic_count > MAX_NICS {
@@ -179,6 +183,7 @@ impl Descriptor {
             provider,
             fabric,
             virtual_addressing,
+            every_rail,
             immediate_bytes,
             nics,
             chunks,
@@ -284,6 +289,7 @@ mod tests {
             provider: "tcp;ofi_rxm".into(),
             fabric: String::new(),
             virtual_addressing: false,
+            every_rail: false,
             immediate_bytes: 8,
             nics: vec![nic("a"), nic("b")],
             chunks: vec![chunk(0, 0b11, 0), chunk(4096, 0b10, 2)],

@@ -13,30 +13,29 @@ use crate::scheduler::retry::{Decision, Failure, decide};
 use crate::slice::Slice;
 use crate::submit::Watched;
 use crate::sync::{lock, nanos};
+use crate::warmup::Probe;
 
 /// Failures in a row before a NIC is set aside.
 const NIC_TOLERANCE: u32 = 4;
-/// Failed requests in a row before a peer is taken for down.
-const PEER_TOLERANCE: u32 = 1;
 
 impl Core {
     /// Deals with what left a lane.
     pub(crate) fn settle(&self, lane: &Lane, mut outcome: Outcome) {
-        if !outcome.is_empty() {
-            let now = self.clock.now();
-            for slice in outcome.started.drain(..) {
-                self.route(slice, now);
-            }
-            for (slice, failure, why) in outcome.failed.drain(..) {
-                self.failed(slice, failure, &why, now);
-            }
-            if let Some(why) = outcome.broken.take() {
-                self.broken(lane, &why);
-            }
+        let now = self.clock.now();
+        for slice in outcome.started.drain(..) {
+            self.route(slice, now);
         }
-        let mut spare = lock(&self.outcomes);
-        if spare.len() < 64 {
-            spare.push(outcome);
+        for (slice, failure, why) in outcome.failed.drain(..) {
+            self.failed(slice, failure, &why, now);
+        }
+        if let Some(why) = outcome.broken.take() {
+            self.broken(lane, &why);
+        }
+        if outcome.started.capacity() > 0 {
+            let mut spare = lock(&self.outcomes);
+            if spare.len() < 64 {
+                spare.push(outcome.started);
+            }
         }
     }
 
@@ -70,7 +69,12 @@ impl Core {
             return;
         }
         let attempts = u32::from(slice.attempts);
-        let others = slice.locals().count_ones() > 1 || slice.remotes().count_ones() > 1;
+        let others = if failure == Failure::Peer {
+            peer.health().nic_failed(slice.remote_nic as usize, now);
+            slice.remotes() & !peer.health().avoid(now) != 0
+        } else {
+            slice.locals().count_ones() > 1 || slice.remotes().count_ones() > 1
+        };
         match decide(failure, attempts, self.config.retries, others, now, request.deadline) {
             Decision::Retry { at } => {
                 self.retried.fetch_add(1, Ordering::Relaxed);
@@ -87,10 +91,23 @@ impl Core {
                 let why = why.to_owned();
                 match failure {
                     Failure::Key => {
-                        if peer.set_stale() {
+                        // Memory that the peer has taken back since, as its newer descriptor says, makes that one no worse.
+                        if Arc::ptr_eq(&peer.table(), &request.table) && peer.set_stale() {
                             self.events.push(Event::PeerStale { peer: peer.id, name: peer.name.clone() });
                         }
                         slice.fail(|r| Error::PeerStale { peer: r.peer.name.clone(), why });
+                    }
+                    Failure::Stranger => {
+                        if !self.every_rail.swap(true, Ordering::Relaxed) {
+                            self.changed();
+                        }
+                        if Arc::ptr_eq(&peer.table(), &request.table) && peer.set_stale() {
+                            self.events.push(Event::PeerStale { peer: peer.id, name: peer.name.clone() });
+                        }
+                        slice.fail(|r| Error::PeerStale {
+                            peer: r.peer.name.clone(),
+                            why: format!("{why}; it wants our descriptor"),
+                        });
                     }
                     Failure::Peer => {
                         self.note_peer_failure(&peer, now);
@@ -113,7 +130,8 @@ impl Core {
     pub(crate) fn note_nic_failure(&self, lane: &Lane, now: u64) {
         let mut health = lock(&lane.health);
         let change = health.failed(now, NIC_TOLERANCE);
-        lane.aside_until.store(health.aside_until(), Ordering::Relaxed);
+        // Never 0: its next success is to be noticed.
+        lane.aside_until.store(health.aside_until().max(1), Ordering::Relaxed);
         drop(health);
         if change == Change::SetAside {
             metrics::counter!("weft_efa_nic_down_total", "nic" => lane.nic.name.clone()).increment(1);
@@ -123,7 +141,7 @@ impl Core {
     }
 
     pub(crate) fn note_peer_failure(&self, peer: &Peer, now: u64) {
-        if peer.health(|health| health.failed(now, PEER_TOLERANCE)) == Change::SetAside {
+        if peer.health().failed(now) == Change::SetAside {
             metrics::counter!("weft_efa_peer_down_total").increment(1);
             tracing::warn!(peer = %peer.name, "does not answer");
             self.events.push(Event::PeerDown { peer: peer.id, name: peer.name.clone() });
@@ -132,15 +150,28 @@ impl Core {
         }
     }
 
-    pub(crate) fn recovered(&self, lane: &Lane, peer: &Peer) {
+    /// An attempt went well, over a NIC or to a peer that had not been well.
+    pub(crate) fn recovered(&self, lane: &Lane, peer: &Peer, remote_nic: usize) {
         let change = lock(&lane.health).succeeded();
         lane.aside_until.store(0, Ordering::Relaxed);
         if change == Change::Recovered {
             tracing::info!(nic = %lane.nic.name, "works again");
             self.events.push(Event::NicUp { nic: lane.nic.name.clone() });
         }
-        if peer.health(|health| health.succeeded()) == Change::Recovered {
+        if peer.health().succeeded(remote_nic, self.clock.now()) == Change::Recovered {
+            tracing::info!(peer = %peer.name, "answers again");
             self.events.push(Event::PeerUp { peer: peer.id, name: peer.name.clone() });
+        }
+    }
+
+    /// A probe has failed: what it tells about the NICs at its ends.
+    #[cold]
+    pub(crate) fn probe_failed(&self, lane: &Lane, probe: &Probe, failure: Failure) {
+        let now = self.clock.now();
+        match failure {
+            Failure::Peer => probe.peer.health().nic_failed(probe.remote_nic, now),
+            Failure::Rail => self.note_nic_failure(lane, now),
+            _ => {}
         }
     }
 
@@ -252,7 +283,7 @@ impl Core {
                 Work::Probe(_) => false,
             });
             drop(state);
-            if stuck {
+            if stuck || lane.flushed.swap(false, Ordering::Relaxed) {
                 self.reopen(lane);
             }
         }

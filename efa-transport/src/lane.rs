@@ -3,13 +3,13 @@
 //! One lock a lane, held by whoever drives it: a thread that waits, one that submits, or the progress thread. Nothing in here
 //! takes another lane's lock; what has to move to another NIC leaves through [`Outcome`].
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use fabric_safe::{Completion, CompletionBatch, Endpoint, OperationError, OperationKind};
 
 use crate::addresses::PeerAddresses;
-use crate::classify::classify;
+use crate::classify::{classify, is_flushed};
 use crate::config::Config;
 use crate::events::Arrivals;
 use crate::nic::Nic;
@@ -61,6 +61,8 @@ pub(crate) struct Lane {
     pub(crate) counters: LaneCounters,
     /// Slices queued or in flight: whether there is anything to drive. A hint.
     pub(crate) busy: AtomicU64,
+    /// The endpoint has stopped working.
+    pub(crate) flushed: AtomicBool,
     /// Whether immediates and handshakes arrive only if somebody polls.
     pub(crate) manual: bool,
 }
@@ -111,6 +113,7 @@ impl Lane {
             health: Mutex::default(),
             counters: LaneCounters::default(),
             busy: AtomicU64::new(0),
+            flushed: AtomicBool::new(false),
             manual,
         }
     }
@@ -200,20 +203,26 @@ impl Lane {
                 request.peer.last_success.store(context.now, Ordering::Relaxed);
                 self.let_go(slice.len);
                 context.trace(self.index, &slice);
-                if self.aside_until.load(Ordering::Relaxed) != 0 || slice.attempts > 0 {
-                    context.recovered(self, &slice);
+                if self.aside_until.load(Ordering::Relaxed) != 0 || request.peer.health().is_suspect() {
+                    context.core.recovered(self, &request.peer, slice.remote_nic as usize);
                 }
                 if let Some(next) = slice.done() {
+                    if outcome.started.capacity() == 0 {
+                        outcome.started = context.core.spare_started();
+                    }
                     outcome.started.push(next);
                 }
             }
             (Work::Slice(slice), Err(error)) => self.failed(slice, error, outcome),
             (Work::Probe(probe), Ok(())) => {
                 self.let_go(0);
+                context.core.recovered(self, &probe.peer, probe.remote_nic);
                 probe.ended(None);
             }
             (Work::Probe(probe), Err(error)) => {
                 self.let_go(0);
+                let failure = classify(self.nic.info.provider_name(), error);
+                context.core.probe_failed(self, &probe, failure);
                 probe.ended(Some(error.to_string()));
             }
         }
@@ -224,7 +233,11 @@ impl Lane {
         self.let_go(slice.len);
         self.counters.errors.fetch_add(1, Ordering::Relaxed);
         slice.attempts += 1;
-        let failure = classify(self.nic.info.provider_name(), error);
+        let provider = self.nic.info.provider_name();
+        let failure = classify(provider, error);
+        if is_flushed(provider, error) {
+            self.flushed.store(true, Ordering::Relaxed);
+        }
         outcome.failed.push((slice, failure, error.to_string()));
     }
     /// Takes away waiting slices whose request has ended, and gives them back to be dropped outside the lock.
@@ -276,10 +289,5 @@ impl Context<'_> {
         if let Some(trace) = &self.core.trace {
             trace.ended(lane, slice, self.core.clock.now());
         }
-    }
-
-    #[cold]
-    fn recovered(&self, lane: &Lane, slice: &Slice) {
-        self.core.recovered(lane, &slice.request().peer);
     }
 }

@@ -56,6 +56,7 @@ mod transport_tests;
 // Memory and peers.
 mod descriptor;
 mod peer;
+mod peer_health;
 mod region;
 mod warmup;
 
@@ -97,7 +98,7 @@ pub use descriptor::MAX_DESCRIPTOR_BYTES;
 pub use descriptor::check_descriptor;
 pub use error::Error;
 pub use events::{Arrivals, Counter, Event, Events};
-pub use peer::PeerId;
+pub use peer::{PeerId, PeerState};
 pub use provider::Rejected;
 pub use region::{Access, Region, RegisterOptions};
 pub use request::{Batch, MAX_PIECES, MAX_REQUEST_BYTES, Op, Request, Shape};

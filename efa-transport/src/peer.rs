@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::descriptor::{ChunkEntry, Descriptor, NicEntry};
 use crate::error::Error;
+use crate::peer_health::PeerHealth;
 use crate::request::Op;
-use crate::scheduler::health::Health;
 use crate::scheduler::rail::rank;
 use crate::scheduler::slicer::Chunk;
 use crate::sync::lock;
@@ -110,12 +110,33 @@ impl PeerTable {
     }
 }
 
+/// How a peer is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerState {
+    /// What it calls itself.
+    pub name: String,
+    /// It does not answer: requests to it fail at once, but for one now and then that finds out whether it is back. Ends with
+    /// [`Event::PeerUp`](crate::Event::PeerUp).
+    pub down: bool,
+    /// Its descriptor is out of date: requests to it fail at once until a new one is [added](crate::Transport::add_or_update_peer).
+    pub stale: bool,
+    /// NICs that it has.
+    pub nics: usize,
+    /// Those of them that are in use: the others have not answered when last tried.
+    pub nics_well: usize,
+    /// Attempts queued or under way, of requests that have ended (by deadline, cancellation or error) too.
+    pub outstanding: usize,
+}
+
 /// A peer, over all its restarts.
 pub(crate) struct Peer {
     pub(crate) id: PeerId,
     pub(crate) name: String,
     table: Mutex<Arc<PeerTable>>,
-    health: Mutex<Health>,
+    health: PeerHealth,
+    /// Slices to it that exist: queued, or possibly still touching memory here or there.
+    pub(crate) alive: AtomicUsize,
     /// Set while our descriptor of it is known to be out of date.
     stale: AtomicBool,
     /// When a slice last ended well, on the transport's clock.
@@ -152,8 +173,8 @@ impl Peer {
         !self.stale.swap(true, Ordering::AcqRel)
     }
 
-    pub(crate) fn health<R>(&self, change: impl FnOnce(&mut Health) -> R) -> R {
-        change(&mut lock(&self.health))
+    pub(crate) fn health(&self) -> &PeerHealth {
+        &self.health
     }
 }
 
@@ -197,7 +218,7 @@ impl Peers {
             };
             drop(table);
             peer.stale.store(false, Ordering::Release);
-            *lock(&peer.health) = Health::default();
+            peer.health.forgive(added == Added::Restarted);
             return (peer, added);
         }
         self.serial = self.serial.wrapping_add(1);
@@ -210,7 +231,8 @@ impl Peers {
             id: PeerId { slot, serial: self.serial },
             name: name.clone(),
             table: Mutex::new(Arc::new(PeerTable::new(descriptor, None))),
-            health: Mutex::default(),
+            health: PeerHealth::default(),
+            alive: AtomicUsize::new(0),
             stale: AtomicBool::new(false),
             last_success: AtomicU64::new(0),
             counters: PeerCounters::default(),
@@ -245,6 +267,7 @@ mod tests {
             provider: "p".into(),
             fabric: "f".into(),
             virtual_addressing: false,
+            every_rail: false,
             immediate_bytes: 4,
             nics: vec![nic],
             chunks: (0..)

@@ -126,7 +126,9 @@ impl Lane {
                 if slice.has_ended() {
                     return Ready::Never;
                 }
-                let remotes = slice.remotes();
+                let all = slice.remotes();
+                let well = all & !slice.request().peer.health().avoid(context.now);
+                let remotes = if well != 0 { well } else { all };
                 // Not the one that has just failed, if there is another.
                 let avoid =
                     if slice.attempts > 0 && slice.remote_nic != NONE { 1 << slice.remote_nic } else { 0 };

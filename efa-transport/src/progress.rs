@@ -168,6 +168,7 @@ fn run(core: &Core) {
             if looked.elapsed() >= UNSTICK {
                 looked = Instant::now();
                 core.unstick();
+                core.probe_the_suspect();
                 core.clear_spare();
             }
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use crate::core::Core;
 use crate::error::Error;
 use crate::lane::{Context, Lane, Outcome, Work};
-use crate::scheduler::rail::{Set, cost, least_loaded, members};
+use crate::scheduler::rail::{Set, cost, least_loaded, members, partners};
 use crate::slice::{NONE, Slice};
 use crate::sync::lock;
 
@@ -33,7 +33,7 @@ impl Core {
 
     /// The lane for a slice: the least loaded that has its memory, near ones preferred.
     #[inline]
-    pub(crate) fn choose(&self, slice: &Slice, usable: Set, avoid: Option<usize>) -> Option<usize> {
+    pub(crate) fn choose(&self, slice: &Slice, usable: Set, avoid: Option<usize>, now: u64) -> Option<usize> {
         let all = slice.locals();
         let mut eligible = all & usable;
         if let Some(avoid) = avoid
@@ -43,6 +43,9 @@ impl Core {
         }
         if eligible == 0 {
             eligible = all;
+        }
+        if slice.request().peer.health().is_suspect() {
+            eligible = self.with_partner(slice, eligible, now);
         }
         if eligible.is_power_of_two() {
             return Some(eligible.trailing_zeros() as usize);
@@ -56,12 +59,24 @@ impl Core {
         })
     }
 
+    /// Of `eligible`, the lanes whose own remote NICs answer, as far as we know; all if there is none. The others could only use
+    /// rails that nobody has prepared.
+    #[cold]
+    fn with_partner(&self, slice: &Slice, eligible: Set, now: u64) -> Set {
+        let well = slice.remotes() & !slice.request().peer.health().avoid(now);
+        let (locals, remotes) = (self.lanes.len(), slice.request().table.nics.len());
+        let answered = members(eligible)
+            .filter(|&lane| partners(lane, locals, remotes) & well != 0)
+            .fold(0, |set: Set, lane| set | 1 << lane);
+        if answered != 0 { answered } else { eligible }
+    }
+
     /// Queues slices on a lane and posts what can be posted.
     pub(crate) fn hand_to(&self, lane: &Lane, slices: impl ExactSizeIterator<Item = Slice>, now: u64) {
         if slices.len() == 0 {
             return;
         }
-        let mut outcome = self.take_outcome();
+        let mut outcome = Outcome::default();
         {
             let mut state = lock(&lane.state);
             for slice in slices {
@@ -70,14 +85,16 @@ impl Core {
             }
             lane.post(&mut state, &self.context(now), &mut outcome);
         }
-        self.settle(lane, outcome);
+        if !outcome.is_empty() {
+            self.settle(lane, outcome);
+        }
     }
 
     /// Puts one slice on the lane that suits it.
     pub(crate) fn route(&self, mut slice: Slice, now: u64) {
         slice.blocked_since = 0;
         let avoid = (slice.attempts > 0 && slice.local_nic != NONE).then_some(slice.local_nic as usize);
-        match self.choose(&slice, self.usable(now), avoid) {
+        match self.choose(&slice, self.usable(now), avoid, now) {
             Some(lane) => {
                 self.lanes[lane].expect(slice.len);
                 self.hand_to(&self.lanes[lane], std::iter::once(slice), now);
@@ -101,29 +118,41 @@ impl Core {
         }
     }
 
-    pub(crate) fn take_outcome(&self) -> Outcome {
-        lock(&self.outcomes).pop().unwrap_or_default()
-    }
-
     /// Drives every lane that nobody else drives, once. Returns how much happened.
     pub(crate) fn drive_all(&self) -> usize {
+        self.drive(|_| true)
+    }
+
+    /// Drives the lanes that have something of ours to do, once. The others want to be driven now and then, for peers.
+    pub(crate) fn drive_busy(&self) -> usize {
+        self.drive(Lane::is_busy)
+    }
+
+    fn drive(&self, which: impl Fn(&Lane) -> bool) -> usize {
         let now = self.clock.now();
+        let context = self.context(now);
         let mut happened = 0;
         let mut idle: Set = 0;
         for lane in &self.lanes {
+            if !which(lane) {
+                idle |= 1 << lane.index;
+                continue;
+            }
             let mut state = match lane.state.try_lock() {
                 Ok(state) => state,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => continue,
             };
-            let mut outcome = self.take_outcome();
+            let mut outcome = Outcome::default();
             lane.counters.polls.fetch_add(1, Ordering::Relaxed);
-            happened += lane.drive(&mut state, &self.context(now), &mut outcome);
+            happened += lane.drive(&mut state, &context, &mut outcome);
             if state.queue.queued() == 0 && state.queue.in_flight() < state.queue.depth() {
                 idle |= 1 << lane.index;
             }
             drop(state);
-            self.settle(lane, outcome);
+            if !outcome.is_empty() {
+                self.settle(lane, outcome);
+            }
         }
         if idle != 0 && self.lanes.len() > 1 {
             self.take_over(idle, now);
@@ -132,6 +161,12 @@ impl Core {
             self.pump_retries(now);
         }
         happened
+    }
+
+    /// An empty list, allocated before if possible.
+    #[cold]
+    pub(crate) fn spare_started(&self) -> Vec<Slice> {
+        lock(&self.outcomes).pop().unwrap_or_default()
     }
 
     /// Lanes with nothing to do take waiting slices from the one that has most of them.

@@ -1,7 +1,6 @@
 //! A slice: what one operation transfers.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::batch::{BatchState, RequestState};
 use crate::error::Error;
@@ -38,13 +37,13 @@ pub(crate) struct Slice {
 }
 
 impl Slice {
+    /// It must be [counted](BatchState::add_slices) before it can end.
     pub(crate) fn new(
         batch: &Arc<BatchState>,
         request: u32,
         region: &Arc<RegionInner>,
         cut: crate::scheduler::slicer::Cut,
     ) -> Self {
-        batch.alive.fetch_add(1, Ordering::Relaxed);
         Self {
             batch: Arc::clone(batch),
             region: Arc::clone(region),
@@ -104,6 +103,6 @@ impl Drop for Slice {
         if !self.done {
             self.batch.fail(self.request, |_| Error::ShutDown);
         }
-        self.batch.slice_gone();
+        self.batch.slice_gone(self.request);
     }
 }

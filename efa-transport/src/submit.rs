@@ -92,7 +92,7 @@ impl Core {
             state.fail(index, |r| Error::Incompatible { peer: r.peer.name.clone(), why });
             return;
         }
-        if !peer.health(|health| health.usable(now)) {
+        if !peer.health().usable(now) {
             let why = "earlier requests found it so; it is tried again before long".to_owned();
             state.fail(index, |r| Error::PeerDown { peer: r.peer.name.clone(), why });
             return;
@@ -115,6 +115,7 @@ impl Core {
         let mut stranded = None;
         let mut held: Option<Slice> = None;
         let gated = stored.immediate.is_some();
+        let mut made = 0;
         let sliced = slice(
             batch.local[stored.local.clone()].iter().map(stretch),
             batch.remote[stored.remote.clone()].iter().map(stretch),
@@ -122,7 +123,7 @@ impl Core {
             |addr| request.table.chunk_at(addr, stored.op),
             longest,
             |cut| {
-                request.one_more();
+                made += 1;
                 let mut slice = Slice::new(state, index, region, cut);
                 if gated {
                     // The last one waits for all others.
@@ -131,15 +132,17 @@ impl Core {
                         None => return,
                     }
                 }
-                match self.choose(&slice, usable, None) {
+                match self.choose(&slice, usable, None, now) {
                     Some(lane) => {
                         self.lanes[lane].expect(slice.len);
                         staging.lanes[lane].push(slice);
                     }
+                    // What it replaces fails the request just the same.
                     None => stranded = Some(slice),
                 }
             },
         );
+        state.add_slices(index, made);
         if let Some(mut slice) = held {
             slice.gate = true;
             request.set_gate(slice);

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::events::{Arrivals, Events};
 use crate::lane::Lane;
 use crate::nic::Nic;
-use crate::peer::PeerId;
+use crate::peer::{PeerId, PeerState};
 use crate::provider::choose;
 use crate::region::{Region, RegisterOptions};
 use crate::request::Batch;
@@ -179,6 +179,24 @@ impl Transport {
     #[must_use]
     pub fn peers(&self) -> Vec<PeerId> {
         self.0.core.peers().iter().map(|peer| peer.id).collect()
+    }
+
+    /// How a peer is doing, and how much of ours still is on its way to it.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPeer`].
+    pub fn peer_state(&self, peer: PeerId) -> Result<PeerState, Error> {
+        self.0.core.peer_state(peer)
+    }
+
+    /// Blocks until no attempt of any request to the peer is queued or under way, driving the NICs: from then on no byte moves
+    /// between it and us, unless something new is submitted. `false` if that has not come at `deadline`; attempts that a provider
+    /// never ends are ended [`Config::stuck_after`] their request's deadline.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPeer`].
+    pub fn peer_quiesced(&self, peer: PeerId, deadline: Instant) -> Result<bool, Error> {
+        self.0.core.peer_quiesced(peer, deadline)
     }
 
     /// Completes one small read over each rail that will be used, so that the first transfer does not wait for

@@ -1,13 +1,30 @@
 //! Waiting: the caller's thread drives the NICs.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::batch::BatchState;
 use crate::core::Core;
+use crate::error::Error;
 use crate::lane::Lane;
+use crate::peer::PeerId;
 
 impl Core {
+    pub(crate) fn peer_quiesced(&self, id: PeerId, deadline: Instant) -> Result<bool, Error> {
+        let peer = Arc::clone(self.peers().get(id)?);
+        let mut quiet = 0_u32;
+        let mut idler = self.idler();
+        while peer.alive.load(Ordering::Acquire) > 0 {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            quiet = if self.drive_all() > 0 { 0 } else { quiet.saturating_add(1) };
+            self.relax(&mut idler, quiet, deadline);
+        }
+        Ok(true)
+    }
+
     /// Drives the lanes on this thread until `done`, or the deadline. True if done.
     pub(crate) fn wait_for(
         &self,
@@ -25,7 +42,8 @@ impl Core {
             if done(state) {
                 break true;
             }
-            if self.drive_all() > 0 {
+            let happened = if quiet.is_multiple_of(16) { self.drive_all() } else { self.drive_busy() };
+            if happened > 0 {
                 if quiet > 0 {
                     idler.active();
                     quiet = 0;

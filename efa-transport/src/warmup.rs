@@ -27,7 +27,12 @@ pub struct WarmUp {
     pub took: Duration,
 }
 
+/// Peers that are probed in one round.
+const PROBED_AT_ONCE: usize = 64;
+
 struct Shared {
+    /// In the background: for nobody in particular, one round at a time for each peer.
+    background: bool,
     left: AtomicUsize,
     over: std::sync::atomic::AtomicBool,
     failed: Mutex<Vec<(String, String)>>,
@@ -64,7 +69,9 @@ impl Probe {
         if let Some(error) = error {
             lock(&self.shared.failed).push((std::mem::take(&mut self.rail), error));
         }
-        self.shared.left.fetch_sub(1, Ordering::AcqRel);
+        if self.shared.left.fetch_sub(1, Ordering::AcqRel) == 1 && self.shared.background {
+            self.peer.health().probing.store(false, Ordering::Release);
+        }
     }
 }
 
@@ -85,23 +92,12 @@ impl Core {
         let nics = &table.nics;
         let rails = rails(self.lanes.len(), nics.len());
         let shared = Arc::new(Shared {
+            background: false,
             left: AtomicUsize::new(rails.len()),
             over: false.into(),
             failed: Mutex::default(),
         });
-        for &(local, remote_nic) in &rails {
-            let rail = format!("{} to {}", self.lanes[local].nic.name, nics[remote_nic].name);
-            let probe = Probe {
-                peer: Arc::clone(&peer),
-                nics: Arc::clone(nics),
-                remote_nic,
-                rail,
-                shared: Arc::clone(&shared),
-                told: false,
-            };
-            self.lanes[local].expect(0);
-            lock(&self.lanes[local].state).queue.push(id.slot, 0, Work::Probe(probe));
-        }
+        self.send_probes(&peer, nics, &rails, &shared);
         let mut quiet = 0;
         let mut idler = self.idler();
         while shared.left.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
@@ -124,6 +120,80 @@ impl Core {
             return Err(Error::PeerDown { peer: peer.name.clone(), why });
         }
         Ok(WarmUp { rails: working, failed, took: began.elapsed() })
+    }
+}
+
+impl Core {
+    fn send_probes(
+        &self,
+        peer: &Arc<Peer>,
+        nics: &Arc<[NicEntry]>,
+        rails: &[(usize, usize)],
+        shared: &Arc<Shared>,
+    ) {
+        for &(local, remote_nic) in rails {
+            let rail = format!("{} to {}", self.lanes[local].nic.name, nics[remote_nic].name);
+            let probe = Probe {
+                peer: Arc::clone(peer),
+                nics: Arc::clone(nics),
+                remote_nic,
+                rail,
+                shared: Arc::clone(shared),
+                told: false,
+            };
+            self.lanes[local].expect(0);
+            lock(&self.lanes[local].state).queue.push(peer.id.slot, 0, Work::Probe(probe));
+        }
+    }
+
+    /// Tries NICs that have been set aside, and peers that are down, when their time is over: so they come back although
+    /// everybody avoids them. On EFA only: other providers may never end an operation to a peer that is gone.
+    pub(crate) fn probe_the_suspect(&self) {
+        let now = self.clock.now();
+        if self.lanes[0].nic.info.provider_name() != "efa" {
+            return;
+        }
+        let due: Vec<usize> = self
+            .lanes
+            .iter()
+            .filter(|lane| (1..=now).contains(&lane.aside_until.load(Ordering::Relaxed)))
+            .map(|lane| lane.index)
+            .collect();
+        let peers: Vec<Arc<Peer>> = self
+            .peers()
+            .iter()
+            .filter(|peer| !peer.is_stale() && (!due.is_empty() || peer.health().is_suspect()))
+            .take(PROBED_AT_ONCE)
+            .cloned()
+            .collect();
+        for peer in peers {
+            let table = peer.table();
+            if table.epoch == self.epoch && self.config.same_process_copy
+                || !peer.health().usable(now)
+                || peer.health().probing.swap(true, Ordering::AcqRel)
+            {
+                continue;
+            }
+            let avoid = peer.health().avoid(now);
+            let suspect = peer.health().is_suspect();
+            let mut rails = rails(self.lanes.len(), table.nics.len());
+            rails.retain(|&(local, remote)| {
+                avoid & (1 << remote) == 0
+                    && self.lanes[local].aside_until.load(Ordering::Relaxed) <= now
+                    && (suspect || due.contains(&local))
+            });
+            if rails.is_empty() {
+                peer.health().probing.store(false, Ordering::Release);
+                continue;
+            }
+            let shared = Arc::new(Shared {
+                background: true,
+                left: AtomicUsize::new(rails.len()),
+                over: false.into(),
+                failed: Mutex::default(),
+            });
+            self.send_probes(&peer, &table.nics, &rails, &shared);
+        }
     }
 }
 

@@ -270,7 +270,7 @@ proptest! {
     #[test]
     fn retries_are_bounded(
         failure in prop_oneof![
-            Just(Failure::Rail), Just(Failure::Peer), Just(Failure::Key), Just(Failure::Operation), Just(Failure::Aborted),
+            Just(Failure::Rail), Just(Failure::Peer), Just(Failure::Stranger), Just(Failure::Key), Just(Failure::Operation), Just(Failure::Aborted),
         ],
         attempts in 1..300_u32, retries in 0..300_u32, others in any::<bool>(), now in any::<u64>(), deadline in any::<u64>(),
     ) {

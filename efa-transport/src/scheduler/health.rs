@@ -43,6 +43,18 @@ impl Health {
         change
     }
 
+    /// It may be tried again at once. What it has done is not forgotten: only a success makes it [`Change::Recovered`].
+    pub const fn forgive(&mut self) {
+        self.failures = 0;
+        self.aside_until = 0;
+    }
+
+    /// Whether anything has failed since the last success.
+    #[must_use]
+    pub const fn is_suspect(&self) -> bool {
+        self.failures > 0 || self.times_aside > 0
+    }
+
     /// Whether it may be used. What has been set aside may be tried again when its time is over.
     #[must_use]
     pub const fn usable(&self, now: u64) -> bool {

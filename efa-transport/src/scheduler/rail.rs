@@ -48,6 +48,32 @@ pub fn least_loaded(eligible: Set, turn: usize, mut cost: impl FnMut(usize) -> u
     best.map(|(_, nic)| nic)
 }
 
+/// The first remote NIC of local NIC `local`, and how many it has. Both sides come to the same pairs: each NIC of the side that
+/// has more of them belongs to one NIC of the other.
+#[inline]
+fn share(local: usize, locals: usize, remotes: usize) -> (usize, usize) {
+    if locals == remotes {
+        return (local, 1);
+    }
+    let locals = locals.max(1);
+    let local = local % locals;
+    if remotes < locals {
+        (local * remotes / locals, 1)
+    } else {
+        let first = (local * remotes).div_ceil(locals);
+        (first, ((local + 1) * remotes).div_ceil(locals) - first)
+    }
+}
+
+/// The remote NICs that local NIC `local` of `locals` is responsible for: those that [`partner`] gives it while all are eligible.
+#[inline]
+pub fn partners(local: usize, locals: usize, remotes: usize) -> Set {
+    let (first, count) = share(local, locals, remotes);
+    (first..first + count)
+        .take(128)
+        .fold(0, |set: Set, nic| set | 1_u128.checked_shl(nic as u32).unwrap_or(0))
+}
+
 /// The remote NIC for local NIC `local` of `locals`: the one at the same place of `remotes` (near pairs with near when both
 /// sides list their NICs in the same order), spread over several by `turn` where there are more remote NICs than local
 /// ones; the next eligible one where that one is not.
@@ -56,11 +82,14 @@ pub fn partner(local: usize, locals: usize, remotes: usize, eligible: Set, turn:
     if eligible == 0 || remotes == 0 {
         return None;
     }
-    let locals = locals.max(1);
-    // Local NIC i is responsible for the remote ones from `first` up to where NIC i + 1 begins.
-    let first = local % locals * remotes / locals;
-    let end = (local % locals + 1) * remotes / locals;
-    let wanted = first + if end > first { turn % (end - first) } else { 0 };
+    let (first, count) = share(local, locals, remotes);
+    let wanted = first + if count > 1 { turn % count } else { 0 };
+    if eligible & 1_u128.checked_shl(wanted as u32).unwrap_or(0) != 0 {
+        return Some(wanted);
+    }
+    // One that it is responsible for, if there is one.
+    let own = eligible & partners(local, locals, remotes);
+    let eligible = if own != 0 { own } else { eligible };
     let at_or_after = eligible & u128::MAX.checked_shl(wanted as u32).unwrap_or(0);
     let found = if at_or_after != 0 { at_or_after } else { eligible };
     Some(found.trailing_zeros() as usize)
@@ -99,6 +128,26 @@ mod tests {
             hit[partner(local, 16, 4, 0xf, 0).unwrap()] += 1;
         }
         assert_eq!(hit, [4; 4], "16 NICs against 4 as well");
+    }
+
+    #[test]
+    fn partners_are_those_that_partner_gives() {
+        for (locals, remotes) in [(1, 1), (4, 16), (16, 4), (3, 7), (7, 3), (32, 32), (1, 128)] {
+            let all = if remotes == 128 { u128::MAX } else { (1 << remotes) - 1 };
+            for local in 0..locals {
+                let given = (0..256)
+                    .filter_map(|turn| partner(local, locals, remotes, all, turn))
+                    .fold(0, |set: Set, nic| set | 1 << nic);
+                assert_eq!(partners(local, locals, remotes), given, "{local} of {locals}, {remotes} remote");
+                for remote in members(given) {
+                    let back = partners(remote, remotes, locals);
+                    assert!(
+                        back >> local & 1 == 1,
+                        "{local} of {locals} with {remote} of {remotes}, not back"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

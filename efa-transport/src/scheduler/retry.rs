@@ -5,8 +5,10 @@
 pub enum Failure {
     /// The way between two NICs, or one of them: another rail may do.
     Rail,
-    /// The peer does not answer: another rail hardly helps, another time may.
+    /// The peer does not answer over this NIC of its: another one may, or another time.
     Peer,
+    /// The peer's card does not know ours, over this rail: one that both sides expect will do.
+    Stranger,
     /// The peer refuses the key or the range: its descriptor is out of date, no attempt will do.
     Key,
     /// Something about the operation itself: no attempt will do.
@@ -30,7 +32,7 @@ pub enum Decision {
 /// First pause between two attempts in nanoseconds; doubled each time up to [`LONGEST`].
 const FIRST: u64 = 1_000_000;
 const LONGEST: u64 = 250_000_000;
-/// Attempts with a peer that does not answer. More would only keep its callers from knowing.
+/// Attempts with a peer that answers over none of its NICs. More would only keep its callers from knowing.
 const PEER_ATTEMPTS: u32 = 3;
 /// Pause after the first of them in nanoseconds; longer each time.
 const PEER_PAUSE: u64 = 20_000_000;
@@ -49,12 +51,13 @@ pub fn decide(
     if matches!(failure, Failure::Key | Failure::Operation) || attempts > retries {
         return Decision::GiveUp;
     }
-    if failure == Failure::Peer && attempts >= PEER_ATTEMPTS {
+    if failure == Failure::Peer && attempts >= PEER_ATTEMPTS && !other_rails {
         return Decision::GiveUp;
     }
-    // The first move to another rail costs no time.
+    // The first move to another rail costs no time; nor does one to a NIC of the peer that has not failed yet.
     let pause = match failure {
-        Failure::Rail | Failure::Aborted if attempts == 1 && other_rails => 0,
+        Failure::Rail | Failure::Aborted | Failure::Stranger if attempts == 1 && other_rails => 0,
+        Failure::Peer if other_rails => 0,
         Failure::Peer => PEER_PAUSE.saturating_mul(u64::from(attempts)),
         _ => FIRST.saturating_mul(1 << (attempts - 1).min(16)).min(LONGEST),
     };
@@ -75,8 +78,10 @@ mod tests {
 
     #[test]
     fn a_peer_that_does_not_answer_is_given_up_soon() {
-        assert_eq!(decide(Failure::Peer, 2, 7, true, 0, u64::MAX), Decision::Retry { at: 2 * PEER_PAUSE });
-        assert_eq!(decide(Failure::Peer, 3, 7, true, 0, u64::MAX), Decision::GiveUp);
+        assert_eq!(decide(Failure::Peer, 2, 7, false, 0, u64::MAX), Decision::Retry { at: 2 * PEER_PAUSE });
+        assert_eq!(decide(Failure::Peer, 3, 7, false, 0, u64::MAX), Decision::GiveUp);
+        assert_eq!(decide(Failure::Peer, 3, 7, true, 0, u64::MAX), Decision::Retry { at: 0 }, "its next NIC");
+        assert_eq!(decide(Failure::Peer, 8, 7, true, 0, u64::MAX), Decision::GiveUp);
     }
 
     #[test]
@@ -84,7 +89,7 @@ mod tests {
         assert_eq!(decide(Failure::Rail, 1, 7, true, 5, 100), Decision::Retry { at: 5 });
         assert_eq!(decide(Failure::Rail, 8, 7, true, 5, u64::MAX), Decision::GiveUp);
         assert_eq!(
-            decide(Failure::Peer, 1, 7, true, 5, PEER_PAUSE),
+            decide(Failure::Peer, 1, 7, false, 5, PEER_PAUSE),
             Decision::GiveUp,
             "the deadline comes first"
         );

@@ -4,14 +4,18 @@
 //! line in the environment and serves until it is told to stop, its line breaks, or it is killed. Descriptors travel over that
 //! line: the transport itself has no sockets.
 
+#![allow(dead_code)] // each test program uses a part of it
+
+pub(crate) mod cards;
+
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use efa_transport::{Access, Config, Error, PeerId, Provider, Region, Transport};
-use fabric_safe::{Mapping, PageKind};
+use efa_transport::{Access, Config, Error, NicSelection, PeerId, Provider, Region, Transport};
+use fabric_safe::{Hints, Mapping, PageKind};
 
 /// Longest wait for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -23,18 +27,28 @@ pub(crate) fn soon() -> Instant {
     Instant::now() + PATIENCE
 }
 
-/// The provider, with `nics` cards that are endpoints of the same interface where there is only one.
+/// The provider, with `nics` cards: the first ones of EFA's, endpoints of the same interface elsewhere.
 pub(crate) fn config(provider: &str, nics: usize, name: &str) -> Config {
     let config = Config::new()
         .name(name)
         .provider(Provider::parse(provider))
-        .endpoints_per_nic(nics)
         .same_process_copy(false)
         .request_deadline(PATIENCE);
-    match provider {
-        "shm" | "efa" | "efa/efa" | "efa/efa-direct" => config,
-        _ => config.source("127.0.0.1"),
+    if provider.starts_with("efa") {
+        return config.nics(NicSelection::Named(efa_cards().into_iter().take(nics).collect()));
     }
+    let config = config.endpoints_per_nic(nics);
+    if provider == "shm" { config } else { config.source("127.0.0.1") }
+}
+
+/// The names of all EFA cards, in order.
+pub(crate) fn efa_cards() -> Vec<String> {
+    let infos = Hints::new().provider("efa").discover().unwrap_or_default();
+    let mut names: Vec<String> = infos.iter().filter_map(|info| Some(info.nic()?.name)).collect();
+    names.dedup();
+    let mut seen = std::collections::HashSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    names
 }
 
 /// Opens, or says why the test is skipped.
@@ -109,6 +123,8 @@ mod order {
     pub(crate) const ARRIVALS: u8 = 3;
     pub(crate) const DESCRIPTOR: u8 = 4;
     pub(crate) const REGISTER_AGAIN: u8 = 5;
+    pub(crate) const SUMS: u8 = 6;
+    pub(crate) const FILL_RANGE: u8 = 7;
 }
 
 /// A target process.
@@ -123,11 +139,23 @@ pub(crate) struct Target {
 impl Target {
     /// Starts a target with `len` bytes of memory.
     pub(crate) fn start(provider: &str, nics: usize, name: &str, len: usize) -> Target {
+        Self::start_with(provider, nics, name, len, &[])
+    }
+
+    /// The same, with variables of its own.
+    pub(crate) fn start_with(
+        provider: &str,
+        nics: usize,
+        name: &str,
+        len: usize,
+        env: &[(&str, &str)],
+    ) -> Target {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listening");
         let port = listener.local_addr().expect("bound").port();
         let child = Command::new(std::env::current_exe().expect("this program"))
             .args(["--exact", "target_process", "--nocapture", "--test-threads=1"])
             .env(PORT, format!("{port} {nics} {len} {name} {provider}"))
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -174,6 +202,17 @@ impl Target {
     /// Fills its memory with the pattern of a seed.
     pub(crate) fn fill(&mut self, seed: u64) {
         self.ask(order::FILL, &words(&[seed]));
+    }
+
+    /// The checksum of each of its pages.
+    pub(crate) fn sums(&mut self, page_len: usize) -> Vec<u64> {
+        let sums = self.ask(order::SUMS, &words(&[page_len as u64]));
+        (0..sums.len() / 8).map(|index| word(&sums, index)).collect()
+    }
+
+    /// Fills a range of its memory with the pattern of a seed.
+    pub(crate) fn fill_range(&mut self, at: usize, len: usize, seed: u64) {
+        self.ask(order::FILL_RANGE, &words(&[at as u64, len as u64, seed]));
     }
 
     /// Waits there until `count` writes with an immediate have arrived; how many have.
@@ -236,6 +275,17 @@ pub(crate) fn serve() {
             }
             order::FILL => {
                 region.write(0, &pattern(len, word(arguments, 0))).expect("our memory");
+                Vec::new()
+            }
+            order::SUMS => {
+                let mut bytes = vec![0; len];
+                region.read(0, &mut bytes).expect("our memory");
+                let page_len = word(arguments, 0) as usize;
+                words(&bytes.chunks(page_len).map(checksum).collect::<Vec<u64>>())
+            }
+            order::FILL_RANGE => {
+                let bytes = pattern(word(arguments, 1) as usize, word(arguments, 2));
+                region.write(word(arguments, 0), &bytes).expect("our memory");
                 Vec::new()
             }
             order::MEET => match transport.add_or_update_peer(arguments) {
