@@ -419,6 +419,7 @@ proptest! {
     fn slices_partition_a_request(
         local in prop::collection::vec(1_u64..3 << 20, 1..30),
         cuts in prop::collection::vec(1_u64..1 << 20, 0..40),
+        longest in prop_oneof![50_000_u64..4 << 20, Just(u64::MAX)],
     ) {
         let total: u64 = local.iter().sum();
         let mut remote = Vec::new();
@@ -432,12 +433,12 @@ proptest! {
         }
         let local: Vec<_> =
             local.iter().enumerate().map(|(i, &len)| Range { at: i as u64 * (4 << 20), len }).collect();
-        let mut cutter = Cutter::new(&local, &remote, total);
+        let mut cutter = Cutter::new(&local, &remote, total, longest);
         let (mut locals, mut remotes, mut sum) = (Vec::new(), Vec::new(), 0);
         while !cutter.is_done() {
             let (mut l, mut r) = (Vec::new(), Vec::new());
             let n = cutter.next(&mut l, &mut r);
-            prop_assert!(n > 0 && n <= crate::submit::MAX_SLICE);
+            prop_assert!(n > 0 && n <= longest.min(crate::submit::MAX_SLICE));
             prop_assert_eq!(l.iter().map(|r| r.len).sum::<u64>(), n);
             prop_assert_eq!(r.iter().map(|r| r.len).sum::<u64>(), n);
             sum += n;

@@ -198,6 +198,11 @@ impl Share {
         let quota = total.div_ceil(lanes.max(1) as u64).max(stripe);
         Self { lane: thread_number(), bytes: 0, quota }
     }
+
+    /// Bytes of one lane's part.
+    pub(crate) fn quota(&self) -> u64 {
+        self.quota
+    }
 }
 
 /// Numbers threads, so that several submitters begin with different lanes.
@@ -303,6 +308,11 @@ impl PeerInner {
 
     pub(crate) fn lane_count(state: &PeerState) -> usize {
         state.lanes.len()
+    }
+
+    /// Whether the peer copies between the two processes.
+    pub(crate) fn is_host(state: &PeerState) -> bool {
+        state.lanes.first().is_some_and(|lane| lane.is_host())
     }
 
     /// Slices that wait for a lane.
