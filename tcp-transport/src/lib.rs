@@ -85,6 +85,7 @@ mod seam;
 mod server_lane;
 mod service;
 mod settings;
+mod share;
 mod slice;
 mod socket;
 mod staging;

@@ -1,6 +1,8 @@
 //! A peer: another transport, reached by the address that it listens on. Its lanes, what waits for one, and what to do when
 //! one is lost.
 
+mod recovery;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,8 +17,9 @@ use crate::initiator::{Control, Leavings};
 use crate::io::{IoShared, Message};
 use crate::lane::Lane;
 use crate::service::Service;
+use crate::share::{Share, Touched};
 use crate::slice::Slice;
-use crate::sync::{lock, random_u64};
+use crate::sync::lock;
 use crate::window::Window;
 use crate::wire::Kind;
 
@@ -156,64 +159,6 @@ impl fmt::Debug for Peer {
     }
 }
 
-/// The lanes that a placement has put something on.
-#[derive(Default)]
-pub(crate) struct Touched {
-    lanes: [Option<Arc<Lane>>; MAX_LANES],
-    count: usize,
-}
-
-impl Touched {
-    fn add(&mut self, lane: &Arc<Lane>) {
-        if self.lanes[..self.count].iter().flatten().any(|known| Arc::ptr_eq(known, lane)) {
-            return;
-        }
-        // A peer has no more lanes than there are places.
-        if let Some(place) = self.lanes.get_mut(self.count) {
-            *place = Some(Arc::clone(lane));
-            self.count += 1;
-        }
-    }
-
-    fn lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
-        self.lanes[..self.count].iter().flatten()
-    }
-}
-
-/// How a submission is spread: which lane comes first, and after how many bytes the next one's turn is.
-pub(crate) struct Share {
-    lane: usize,
-    bytes: u64,
-    quota: u64,
-}
-
-impl Share {
-    /// Everything on the lane of the calling thread.
-    pub(crate) fn single() -> Self {
-        Self { lane: thread_number(), bytes: 0, quota: u64::MAX }
-    }
-
-    /// `total` bytes over `lanes`, but not in smaller parts than `stripe`.
-    pub(crate) fn spread(total: u64, lanes: usize, stripe: u64) -> Self {
-        let quota = total.div_ceil(lanes.max(1) as u64).max(stripe);
-        Self { lane: thread_number(), bytes: 0, quota }
-    }
-
-    /// Bytes of one lane's part.
-    pub(crate) fn quota(&self) -> u64 {
-        self.quota
-    }
-}
-
-/// Numbers threads, so that several submitters begin with different lanes.
-fn thread_number() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed);
-    }
-    NUMBER.with(|n| *n)
-}
-
 pub(crate) struct PeerInner {
     me: Weak<Self>,
     addr: SocketAddr,
@@ -351,12 +296,9 @@ impl PeerInner {
     ) -> bool {
         let count = state.lanes.len();
         let bytes = slice.bytes;
-        if share.bytes >= share.quota {
-            share.bytes = 0;
-            share.lane += 1;
-        }
+        let turn = share.turn();
         for step in 0..count {
-            let lane = &state.lanes[(share.lane + step) % count];
+            let lane = &state.lanes[(turn + step) % count];
             if !lane.is_usable() {
                 continue;
             }
@@ -382,8 +324,7 @@ impl PeerInner {
             lane.publish(&core);
             drop(core);
             touched.add(lane);
-            share.lane += step;
-            share.bytes += bytes;
+            share.used(step, bytes);
             return true;
         }
         false
@@ -407,7 +348,7 @@ impl PeerInner {
         let mut state = lock(&self.state);
         let mut touched = Touched::default();
         let stripe = self.context.settings.stripe_bytes;
-        let mut share = Share { quota: stripe, ..Share::single() };
+        let mut share = Share::every(stripe);
         while let Some(mut slice) = state.pending.pop_front() {
             if slice.ticket.as_ref().is_none_or(|t| t.has_ended()) {
                 self.discard(slice);
@@ -479,284 +420,6 @@ impl PeerInner {
                 Control::Superseded(number) => self.recover(number),
             }
         }
-    }
-
-    // ---- lanes that come and go ----------------------------------------------------------------------------------
-
-    /// A connection has finished its handshake.
-    pub(crate) fn lane_ready(lane: &Arc<Lane>) {
-        let Some(peer) = lane.peer.upgrade() else { return };
-        if lane.in_flight() == 0 {
-            peer.lane_up(lane);
-            return;
-        }
-        // The host probe is out: the lane counts when it is answered.
-        match lane.flush() {
-            Ok(()) => lane.leave_to_io(),
-            Err(cause) => peer.lane_lost(lane, &cause),
-        }
-    }
-
-    fn lane_up(self: &Arc<Self>, lane: &Arc<Lane>) {
-        let mut state = lock(&self.state);
-        state.dialling = state.dialling.saturating_sub(1);
-        state.failures = 0;
-        state.next_dial = None;
-        state.last_error = None;
-        let closed = self.context.is_closed();
-        if state.session.replace(lane.session).is_some_and(|s| s != lane.session) {
-            tracing::info!(peer = %self.addr, "the peer has been restarted");
-        }
-        // Slices that may have reached another process must not be sent to this one.
-        let mut orphans = Vec::new();
-        state.recovering.retain_mut(|r| {
-            let same = r.session == lane.session;
-            if !same {
-                orphans.append(&mut r.slices);
-            }
-            same
-        });
-        if !closed {
-            state.lanes.push(Arc::clone(lane));
-        }
-        self.ask_supersede(&mut state, lane);
-        drop(state);
-        for slice in orphans {
-            self.end(slice, Error::PeerRestarted { peer: self.addr });
-        }
-        if closed {
-            self.lane_lost(lane, "shut down");
-            return;
-        }
-        if let Err(cause) = lane.flush() {
-            self.lane_lost(lane, &cause);
-            return;
-        }
-        lane.leave_to_io();
-        self.dispatch();
-        self.want_lanes();
-    }
-
-    /// Asks the peer to close the lanes that were lost, on a lane that is up.
-    fn ask_supersede(&self, state: &mut PeerState, lane: &Arc<Lane>) {
-        let deadline = Instant::now() + Duration::from_secs(3600); // the lane's stall limit comes first
-        for recovery in state.recovering.iter_mut().filter(|r| r.asked_on.is_none()) {
-            let mut core = lane.core();
-            if !lane.is_usable() {
-                return; // another lane will be asked
-            }
-            recovery.asked_on = Some(lane.number);
-            core.push(&mut Slice::control(Kind::Supersede, recovery.lane, deadline), 0);
-            lane.publish(&core);
-        }
-    }
-
-    /// The peer has confirmed the end of a lost lane.
-    fn recover(self: &Arc<Self>, number: u64) {
-        let mut state = lock(&self.state);
-        let Some(at) = state.recovering.iter().position(|r| r.lane == number) else { return };
-        let recovery = state.recovering.swap_remove(at);
-        for slice in recovery.slices {
-            if slice.ticket.as_ref().is_none_or(|t| t.has_ended()) {
-                self.finish_event(slice.event);
-                continue; // its owner has given up; now it is quiet too
-            }
-            self.context.counters.retries.add(1);
-            state.pending.push_back(slice);
-            self.waiting.fetch_add(1, Ordering::AcqRel);
-        }
-        drop(state);
-        self.dispatch();
-    }
-
-    /// A lane has ended. What was in flight on it is retried, if that is safe, until its deadline.
-    pub(crate) fn lane_lost(self: &Arc<Self>, lane: &Arc<Lane>, cause: &str) {
-        if !lane.end() {
-            return;
-        }
-        let slices = {
-            let mut core = lane.core();
-            let slices = core.initiator.lost();
-            lane.publish(&core);
-            slices
-        };
-        self.context.counters.lanes_lost.add(1);
-        if slices.is_empty() {
-            tracing::debug!(peer = %self.addr, lane = lane.number, "lane ended: {cause}");
-        } else {
-            tracing::info!(peer = %self.addr, lane = lane.number, requests = slices.len(), "lane lost: {cause}");
-        }
-        let closed = self.context.is_closed();
-        let error = match closed {
-            true => Error::ShutDown,
-            false => Error::Disconnected { peer: self.addr, detail: cause.to_owned() },
-        };
-        let mut state = lock(&self.state);
-        let was_up = state.lanes.iter().any(|l| Arc::ptr_eq(l, lane));
-        state.lanes.retain(|l| !Arc::ptr_eq(l, lane));
-        if !was_up && !lane.is_draining() {
-            // It never came up: a failed connection.
-            state.dialling = state.dialling.saturating_sub(1);
-            state.failures += 1;
-            state.next_dial = Some(Instant::now() + backoff(state.failures));
-        }
-        state.last_error = Some(error.clone());
-        for recovery in &mut state.recovering {
-            if recovery.asked_on == Some(lane.number) {
-                recovery.asked_on = None;
-            }
-        }
-        let mut touched = Touched::default();
-        let mut ended = Vec::new();
-        let mut retry = Vec::new();
-        for (slice, touched) in slices {
-            if closed {
-                ended.push(slice);
-            } else if touched {
-                retry.push(slice);
-            } else {
-                state.pending.push_back(slice);
-                self.waiting.fetch_add(1, Ordering::AcqRel);
-            }
-        }
-        if !retry.is_empty() {
-            let recovery =
-                Recovery { lane: lane.number, session: lane.session, slices: retry, asked_on: None };
-            state.recovering.push(recovery);
-        }
-        let up = state.lanes.iter().find(|l| l.is_usable()).cloned();
-        if let Some(up) = up {
-            self.ask_supersede(&mut state, &up);
-            touched.add(&up);
-        }
-        drop(state);
-        for slice in ended {
-            self.end(slice, error.clone());
-        }
-        for up in touched.lanes() {
-            // The answer is wanted by nobody in particular, so the I/O thread is to see to it.
-            let _ = up.flush();
-            up.leave_to_io();
-        }
-        self.dispatch();
-        self.want_lanes();
-    }
-
-    fn end(&self, mut slice: Slice, error: Error) {
-        self.finish_event(slice.event);
-        slice.local = None;
-        if let Some(mut ticket) = slice.ticket.take() {
-            drop(ticket.end(Err(error)));
-        }
-    }
-
-    /// A connection could not be made.
-    pub(crate) fn dial_failed(self: &Arc<Self>, error: Error) {
-        let mut state = lock(&self.state);
-        state.dialling = state.dialling.saturating_sub(1);
-        state.failures += 1;
-        state.next_dial = Some(Instant::now() + backoff(state.failures));
-        tracing::debug!(peer = %self.addr, failures = state.failures, "no connection: {error}");
-        // Trying again does not make two secrets equal.
-        let hopeless =
-            matches!(error, Error::Authentication { .. } | Error::Protocol { .. }) && state.lanes.is_empty();
-        let mut ended = Vec::new();
-        if hopeless || self.context.is_closed() {
-            ended.extend(state.pending.drain(..));
-            ended.append(&mut state.delayed);
-            self.waiting.store(0, Ordering::Release);
-            for recovery in &mut state.recovering {
-                ended.append(&mut recovery.slices);
-            }
-            state.recovering.clear();
-        }
-        state.last_error = Some(error.clone());
-        drop(state);
-        for slice in ended {
-            self.end(slice, error.clone());
-        }
-        self.home.send(Message::Watch(Arc::downgrade(self)));
-    }
-
-    fn want_lanes(self: &Arc<Self>) {
-        let state = lock(&self.state);
-        let few = state.lanes.len() + state.dialling < self.context.settings.lanes;
-        drop(state);
-        if few {
-            self.home.send(Message::Watch(Arc::downgrade(self)));
-        }
-    }
-
-    /// Looks at deadlines and connects; from the home thread. Returns whether there is more to look at.
-    pub(crate) fn tick(self: &Arc<Self>, now: Instant) -> bool {
-        let mut state = lock(&self.state);
-        let closed = self.context.is_closed();
-        let mut ended = Vec::new();
-        let detail = state.last_error.as_ref().map(ToString::to_string).unwrap_or_default();
-        let timeout = |phase| Error::Timeout { peer: self.addr, phase, detail: detail.clone() };
-        let phase =
-            if state.lanes.is_empty() { "waiting for a connection" } else { "waiting for a free lane" };
-        let overdue = |s: &Slice| s.deadline <= now || closed;
-        for _ in 0..state.pending.len() {
-            let Some(slice) = state.pending.pop_front() else { break };
-            if overdue(&slice) {
-                self.waiting.fetch_sub(1, Ordering::AcqRel);
-                ended.push((slice, timeout(phase)));
-            } else {
-                state.pending.push_back(slice);
-            }
-        }
-        let mut at = 0;
-        while at < state.delayed.len() {
-            let slice = &state.delayed[at];
-            if overdue(slice) {
-                let slice = state.delayed.swap_remove(at);
-                self.waiting.fetch_sub(1, Ordering::AcqRel);
-                ended.push((slice, timeout("the peer's queue was full")));
-            } else if slice.not_before.is_none_or(|t| t <= now) {
-                let slice = state.delayed.swap_remove(at);
-                state.pending.push_back(slice);
-            } else {
-                at += 1;
-            }
-        }
-        for recovery in &mut state.recovering {
-            for slice in recovery.slices.iter_mut().filter(|s| s.deadline <= now) {
-                // The slice stays: it is not quiet until the peer has closed the lane.
-                if let Some(ticket) = &mut slice.ticket {
-                    drop(ticket.end(Err(timeout("waiting for a new connection after one was lost"))));
-                }
-            }
-        }
-        if closed {
-            for recovery in std::mem::take(&mut state.recovering) {
-                ended.extend(recovery.slices.into_iter().map(|s| (s, Error::ShutDown)));
-            }
-        }
-        let wanted = !state.pending.is_empty() || !state.recovering.is_empty() || !state.lanes.is_empty();
-        let target = match (state.lanes.is_empty(), state.failures) {
-            // One at a time until one succeeds.
-            (true, _) => 1,
-            (false, _) => self.context.settings.lanes,
-        };
-        let mut dials = 0;
-        if wanted && !closed && state.next_dial.is_none_or(|t| t <= now) {
-            dials = target.saturating_sub(state.lanes.len() + state.dialling);
-            state.dialling += dials;
-        }
-        let more = !state.pending.is_empty()
-            || !state.delayed.is_empty()
-            || !state.recovering.is_empty()
-            || (!state.lanes.is_empty() && state.lanes.len() < self.context.settings.lanes);
-        drop(state);
-        for (slice, error) in ended {
-            self.end(slice, if closed { Error::ShutDown } else { error });
-        }
-        for _ in 0..dials {
-            self.context.next_io().send(Message::Dial(Arc::clone(self)));
-        }
-        self.dispatch();
-        more && !closed
     }
 
     // ---- for those who wait --------------------------------------------------------------------------------------
@@ -858,9 +521,4 @@ impl PeerInner {
             }
         }
     }
-}
-
-fn backoff(failures: u32) -> Duration {
-    let full = MIN_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(MAX_BACKOFF);
-    full / 2 + full.mul_f64((random_u64() % 1024) as f64 / 2048.0)
 }

@@ -1,6 +1,8 @@
 //! The answering side of a lane: checks what a peer asks for, says where its bytes belong, queues the answers. Pure except
 //! for the memory itself: it never touches the socket, so a test can cut its streams anywhere.
 
+mod answers;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use crate::events::{Arrival, Notification};
 use crate::host::{HostJob, HostPeer};
 use crate::region::{Access, RegionInner, RegionKey};
 use crate::request::Range;
-use crate::seam::{self, Gather, HostCopy, Scatter};
+use crate::seam::{self, HostCopy, Scatter};
 use crate::service::{Service, Session};
 use crate::slice::Cursor;
 use crate::staging::{self, Outgoing};
@@ -477,152 +479,6 @@ impl Responder {
             let (ours, theirs) = job.into_ranges();
             self.spare.extend([ours, theirs]);
         }
-    }
-
-    // ---- outgoing ------------------------------------------------------------------------------------------------
-
-    /// Queues an answer without payload.
-    pub(crate) fn answer(&mut self, id: u64, code: u16) {
-        if code != 0 && code != Refusal::Busy as u16 {
-            self.service.counters.refused.add(1);
-        }
-        self.reply(Header::answer(id, code, 0), Body::None);
-    }
-
-    fn refuse(&mut self, id: u64, code: Refusal) {
-        self.answer(id, code as u16);
-    }
-
-    /// Queues the answer of a call.
-    pub(crate) fn answer_call(&mut self, id: u64, answer: Result<Vec<u8>, String>) {
-        self.open_calls = self.open_calls.saturating_sub(1);
-        self.service.release_call();
-        let (code, bytes) = match answer {
-            Ok(bytes) if bytes.len() <= self.service.limits.message => (0, bytes),
-            Ok(_) => (Refusal::TooLarge as u16, Vec::new()),
-            Err(mut text) => {
-                let end = (0..=text.len().min(2000)).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
-                text.truncate(end);
-                (Refusal::CallFailed as u16, text.into_bytes())
-            }
-        };
-        self.reply(Header::answer(id, code, bytes.len() as u64), Body::Bytes(bytes));
-    }
-
-    fn reply(&mut self, header: Header, body: Body) {
-        self.queued_bytes += header.payload_len;
-        self.replies.push_back(Reply { head: header.to_bytes(), body, payload_len: header.payload_len });
-    }
-
-    /// Fetches what is to be sent next if it lies in a device; to be called before [`gather`](Self::gather).
-    pub(crate) fn stage(&mut self) -> Result<(), String> {
-        let Some(Reply { body: Body::Memory(region, ranges), .. }) = self.replies.front() else {
-            return Ok(());
-        };
-        let Some(device) = region.device() else { return Ok(()) };
-        let done = self.front_sent.saturating_sub(HEADER_LEN as u64);
-        // A revoked region is noticed where its bytes are about to be sent.
-        region.enter(|| self.staged.fill(device, ranges, self.front_cursor, done)).unwrap_or(Ok(()))
-    }
-
-    /// Lists the next bytes to send. All registered memory among them is of the one region that is returned, so that
-    /// the caller can [enter](RegionInner::enter) it.
-    pub(crate) fn gather<'a>(&'a self, out: &mut Gather<'a>, limit: usize) -> Option<&'a RegionInner> {
-        let mut inside: Option<&'a Arc<RegionInner>> = None;
-        for (nth, reply) in self.replies.iter().enumerate() {
-            if out.is_full() || out.bytes() >= limit {
-                break;
-            }
-            let (sent, cursor) =
-                if nth == 0 { (self.front_sent, self.front_cursor) } else { (0, Cursor::default()) };
-            if let Body::Memory(region, _) = &reply.body {
-                if inside.is_some_and(|other| !Arc::ptr_eq(other, region)) {
-                    break;
-                }
-                inside = Some(region);
-            }
-            let staged = matches!(&reply.body, Body::Memory(region, _) if region.device().is_some());
-            if staged && nth > 0 {
-                break; // it is staged when it is the first
-            }
-            let head_sent = usize::try_from(sent).unwrap_or(usize::MAX).min(HEADER_LEN);
-            out.push_bytes(&reply.head[head_sent..]);
-            if staged {
-                if !out.is_full() {
-                    out.push_bytes(self.staged.from(sent.saturating_sub(HEADER_LEN as u64)));
-                }
-                break;
-            }
-            match &reply.body {
-                Body::None => {}
-                Body::Bytes(_) if out.is_full() => break,
-                Body::Bytes(bytes) => {
-                    out.push_bytes(&bytes[sent.saturating_sub(HEADER_LEN as u64) as usize..]);
-                }
-                Body::Memory(region, ranges) => {
-                    let mut left = reply.payload_len - sent.saturating_sub(HEADER_LEN as u64);
-                    for r in cursor.rest(ranges) {
-                        if out.is_full() || out.bytes() >= limit {
-                            break;
-                        }
-                        let len = r.len.min((limit - out.bytes()) as u64);
-                        out.push_memory(&*region.memory, r.at as usize, len as usize);
-                        left -= len;
-                    }
-                    if left > 0 {
-                        break; // the next reply may only follow when this one is listed whole
-                    }
-                }
-            }
-        }
-        inside.map(|r| &**r)
-    }
-
-    /// So many of the listed bytes have been sent.
-    pub(crate) fn sent(&mut self, mut n: u64) {
-        while let Some(front) = self.replies.front() {
-            let total = HEADER_LEN as u64 + front.payload_len;
-            let step = n.min(total - self.front_sent);
-            let payload_before = self.front_sent.saturating_sub(HEADER_LEN as u64);
-            self.front_sent += step;
-            n -= step;
-            if self.front_sent < total {
-                if let Body::Memory(_, ranges) = &front.body {
-                    let payload = self.front_sent.saturating_sub(HEADER_LEN as u64) - payload_before;
-                    self.front_cursor.advance(ranges, payload);
-                }
-                return;
-            }
-            self.front_sent = 0;
-            self.front_cursor = Cursor::default();
-            self.staged.clear();
-            self.queued_bytes -= front.payload_len;
-            if let Some(Reply { body: Body::Memory(_, mut ranges), .. }) = self.replies.pop_front()
-                && self.spare.len() < 64
-            {
-                ranges.clear();
-                self.spare.push(ranges);
-            }
-        }
-    }
-
-    /// A region was revoked before its bytes went out. Answers that have not begun become refusals; false if one has begun,
-    /// which only closing the lane can end.
-    pub(crate) fn read_revoked(&mut self) -> bool {
-        for (nth, reply) in self.replies.iter_mut().enumerate() {
-            if !matches!(&reply.body, Body::Memory(region, _) if region.is_revoked()) {
-                continue;
-            }
-            if nth == 0 && self.front_sent > 0 {
-                return false;
-            }
-            let id = Header::from_bytes(&reply.head).id;
-            reply.head = Header::answer(id, Refusal::Revoked as u16, 0).to_bytes();
-            self.queued_bytes -= reply.payload_len;
-            reply.payload_len = 0;
-            reply.body = Body::None;
-        }
-        true
     }
 }
 

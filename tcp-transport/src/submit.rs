@@ -6,11 +6,12 @@ use crate::batch::{BatchHandle, Ticket};
 use crate::clock;
 use crate::context::Context;
 use crate::error::{Error, Refusal};
-use crate::peer::{Peer, PeerInner, Share, Touched};
+use crate::peer::{Peer, PeerInner};
 use crate::region::Access;
 use crate::request::{Batch, Op, Range, Stored};
 use crate::seam;
 use crate::service::Service;
+use crate::share::{Share, Touched};
 use crate::slice::{Cursor, LocalUse, Slice, cut};
 use crate::wire::{Kind, MAX_RANGES};
 

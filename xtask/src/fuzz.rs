@@ -8,8 +8,9 @@
 //! generation option. Only AddressSanitizer needs an unstable option, which `RUSTC_BOOTSTRAP` unlocks.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::setup;
 use crate::shell::Cmd;
@@ -23,6 +24,10 @@ pub(crate) struct Args {
     /// How long to look for failures, per target
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
+
+    /// How many targets to run at a time; more than one keep their output until they end
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    jobs: usize,
 
     /// Lists the targets
     #[arg(long)]
@@ -77,10 +82,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     setup::provide(&[&setup::CXX]);
     let build_dir = Workspace::load()?.target_dir.join("fuzz");
-    for target in chosen {
-        target.run(&build_dir, args)?;
-    }
-    Ok(())
+    // Built one after the other, for cargo uses all cores; each run keeps one busy.
+    let built = chosen.iter().map(|t| Ok((*t, t.build(&build_dir)?))).collect::<Result<Vec<_>>>()?;
+    let jobs = args.jobs.clamp(1, built.len());
+    let waiting = Mutex::new(built.into_iter());
+    let next = || waiting.lock().ok().and_then(|mut waiting| waiting.next());
+    let results = std::thread::scope(|scope| {
+        let work = || -> Vec<Result<()>> {
+            std::iter::from_fn(next).map(|(target, program)| target.run(&program, &build_dir, args)).collect()
+        };
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .flat_map(|w| w.join().unwrap_or_else(|_| vec![Err(anyhow!("a thread panicked"))]))
+            .collect::<Vec<_>>()
+    });
+    results.into_iter().collect()
 }
 
 /// All bins of all `CRATE/fuzz` and `CRATE/SUBCRATE/fuzz` packages.
@@ -105,8 +122,7 @@ fn folders(dir: &Path) -> Vec<PathBuf> {
 }
 
 impl Target {
-    fn run(&self, build_dir: &Path, args: &Args) -> Result<()> {
-        let program = self.build(build_dir)?;
+    fn run(&self, program: &Path, build_dir: &Path, args: &Args) -> Result<()> {
         let artifacts = build_dir.join("artifacts").join(&self.name);
         let discovered = build_dir.join("corpus").join(&self.name);
         for dir in [&artifacts, &discovered] {
@@ -128,7 +144,17 @@ impl Target {
         } else {
             cmd = cmd.args(&args.input);
         }
-        if cmd.run().is_err() {
+        let passed = if args.jobs > 1 {
+            let captured = cmd.capture()?;
+            let said: Vec<&str> = captured.stderr.lines().collect();
+            // Of a failure all that matters, of a success the figures at the end.
+            let kept = if captured.success { 12 } else { 200 };
+            println!("{}:\n{}", self.name, said[said.len().saturating_sub(kept)..].join("\n"));
+            captured.success
+        } else {
+            cmd.run().is_ok()
+        };
+        if !passed {
             bail!(
                 "{} found a failing input; it lies in {}; reproduce it with `cargo xtask fuzz {} --input FILE`",
                 self.name,
