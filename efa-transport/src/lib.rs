@@ -55,6 +55,7 @@ mod transport_tests;
 
 // Memory and peers.
 mod descriptor;
+mod parts;
 mod peer;
 mod peer_health;
 mod region;
@@ -98,6 +99,7 @@ pub use descriptor::MAX_DESCRIPTOR_BYTES;
 pub use descriptor::check_descriptor;
 pub use error::Error;
 pub use events::{Arrivals, Counter, Event, Events};
+pub use parts::{Parts, PartsChunk, PartsNic};
 pub use peer::{PeerId, PeerState};
 pub use provider::Rejected;
 pub use region::{Access, Region, RegisterOptions};
