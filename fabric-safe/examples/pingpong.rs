@@ -57,12 +57,11 @@ fn play(
     to.write_all(&[u8::try_from(name.len())?])?;
     to.write_all(&name)?;
     to.flush()?;
-    let mut theirs = [0; 256];
-    from.read_exact(&mut theirs[..1])?;
-    let len = usize::from(theirs[0]);
-    let theirs = &mut theirs[..len];
-    from.read_exact(theirs)?;
-    let peer = vector.insert(theirs)?;
+    let mut len = [0];
+    from.read_exact(&mut len)?;
+    let mut theirs = vec![0; usize::from(len[0])];
+    from.read_exact(&mut theirs)?;
+    let peer = vector.insert(&theirs)?;
 
     let memory = domain.register(vec![0; 2 * size], Access::SEND | Access::RECV)?;
     let (ball, glove) = (memory.slice(0..size)?, memory.slice(size..2 * size)?);
@@ -80,13 +79,13 @@ fn play(
         }
         for completion in queue.poll(&mut batch)? {
             completion.result().map_err(Clone::clone)?;
-            if completion.kind() == OperationKind::Receive {
-                caught += 1;
-                // The first to play catches last.
-                to_send += u64::from(caught < count || !first);
-                if caught < count {
-                    endpoint.receive(None, glove, 0)?;
-                }
+            if completion.kind() != OperationKind::Receive {
+                continue;
+            }
+            caught += 1;
+            to_send += u64::from(caught < count || !first); // the first to play catches last
+            if caught < count {
+                endpoint.receive(None, glove, 0)?;
             }
         }
     }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use crate::fabric::Fabric;
 use crate::object::close;
 use crate::operations::{HoldId, Holder, Table};
+use crate::register::Registry;
 use crate::{Error, Info};
 
 /// An open domain. Cheap to clone; closed when the last object that came from it is gone.
@@ -29,6 +30,7 @@ pub(crate) struct DomainInner {
     graves: Mutex<Vec<Grave>>,
     grave_count: AtomicUsize,
     next_key: AtomicU64,
+    pub(crate) registry: Registry,
     // Last: closed after the domain.
     pub(crate) fabric: Fabric,
 }
@@ -84,6 +86,7 @@ impl Domain {
                 graves: Mutex::default(),
                 grave_count: AtomicUsize::new(0),
                 next_key: AtomicU64::new(1),
+                registry: Registry::of(info.provider_name()),
                 fabric: fabric.clone(),
             }))),
             None if status == 0 => {

@@ -258,6 +258,9 @@ impl Endpoint<Opened> {
 
     /// Lets the endpoint report into an event queue.
     ///
+    /// What the `efa` provider reports is what peers did wrong: read the queue now and then. (Without one it would end the
+    /// process, so [`enable`](Endpoint::enable) binds one that nobody reads.)
+    ///
     /// # Errors
     ///
     /// [`Usage`] if it is of another fabric; [`Error::Call`] with what the provider said.
@@ -276,7 +279,8 @@ impl Endpoint<Opened> {
     ///
     /// [`Usage`] if something has not been bound, or a completion queue is too small for everything that can complete into
     /// it; [`Error::Call`] with what the provider said.
-    pub fn enable(self) -> Result<Endpoint<Enabled>, Error> {
+    pub fn enable(mut self) -> Result<Endpoint<Enabled>, Error> {
+        self.give_somewhere_to_report();
         let (Some(vector), Some(transmit), Some(receive)) =
             (&self.state.raw.vector, &self.state.transmit, &self.state.receive)
         else {
@@ -317,6 +321,18 @@ impl Endpoint<Opened> {
         let state =
             Enabled { raw, home, limits, transmit, receive, vector, regions, counters, events, info, domain };
         Ok(Endpoint { state })
+    }
+
+    /// The `efa` provider ends the process when a peer does something wrong (names a key that nobody gave it) and there is no
+    /// event queue to report that to. So there always is one.
+    fn give_somewhere_to_report(&mut self) {
+        if self.state.events.is_some() || self.state.info.provider_name() != "efa" {
+            return;
+        }
+        let Ok(queue) = EventQueue::open(self.state.domain.fabric()) else { return };
+        if self.bind("fi_ep_bind(eq)", queue.raw().cast(), 0).is_ok() {
+            self.state.events = Some(queue);
+        }
     }
 
     fn same_domain(&self, what: &'static str, domain: &Domain) -> Result<(), Usage> {

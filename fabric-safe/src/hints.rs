@@ -200,6 +200,9 @@ impl Hints {
     fn accepts(&self, info: &Info) -> bool {
         // Needed: with regions registered and queues polled from other threads than those that post.
         (self.kind.is_none() || info.thread_safe())
+            // Not all providers look at the names: EFA's of 1.17 gives its one fabric whichever is asked for.
+            && self.fabric.as_deref().is_none_or(|name| info.fabric_name() == name)
+            && self.domain.as_deref().is_none_or(|name| info.domain_name() == name)
             && self.pci.is_none_or(|pci| info.nic().and_then(|nic| nic.pci) == Some(pci))
             && info.link_bits_per_second() >= self.min_link_bits_per_second
     }

@@ -107,8 +107,9 @@
 //! | keys, addresses | [`Region::remote`] has the right ones for virtual and for offset addressing, our keys and the provider's. |
 //! | depth | Reported by the provider, kept by us: [`PostError::Again`] comes at the latest when all slots are taken. |
 //! | progress | With [`Info::manual_progress`], *both* sides have to poll, the target of a write too. |
-//! | waiting | [`CompletionQueue::wait`] where the provider has a descriptor to wait on; `shm` has none. |
-//! | a bad key | Reaches nothing, anywhere. `tcp`, `net` and `tcp;ofi_rxm` cancel the operation, `sockets` and EFA report an error, `shm` 1.17 and `udp;ofi_rxd` never complete it, `shm` 2.5 reports success. `tcp` and `net` answer [`PostError::Again`] for ever after: set a deadline, close the endpoint. |
+//! | waiting | [`CompletionQueue::wait`] where the provider has a descriptor to wait on; `shm` and `udp;ofi_rxd` have none. |
+//! | registering | From several threads at once; one at a time with `net` of 1.17, which cannot. |
+//! | a bad key | Reaches nothing, anywhere. `tcp`, `net` and `tcp;ofi_rxm` cancel the operation, `sockets` and EFA 2.x report an error, EFA and `shm` of 1.17 and `udp;ofi_rxd` never complete it, `shm` 2.5 reports success. `tcp` and `net` answer [`PostError::Again`] for ever after: set a deadline, close the endpoint. |
 //! | immediates | 8 bytes, 4 on EFA ([`Info::immediate_bytes`]). May use up a receive: [`Completion::kind`]. |
 //! | a message without a receive | With `net`/`tcp` it holds up everything behind it on the same connection. |
 //! | cancelling | Receives only, and not everywhere. |

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use fabric_sys as sys;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::domain::Domain;
 use crate::endpoint::{Enabled, Endpoint};
@@ -106,7 +106,26 @@ impl<M: Memory> std::error::Error for DeregisterError<M> {}
 
 /// A region as the provider knows it. Closed once: when nobody needs it any more, or by the endpoint that it is bound to, which
 /// cannot be closed before.
-pub(crate) struct Registration(Mutex<State>);
+pub(crate) struct Registration {
+    state: Mutex<State>,
+    registry: Registry,
+}
+
+/// Taken around registering and deregistering with providers that would have several threads spoil their list of regions.
+/// `net` of libfabric 1.17 is one: threads were seen to run in circles in it.
+#[derive(Clone, Default)]
+pub(crate) struct Registry(Option<Arc<Mutex<()>>>);
+
+impl Registry {
+    /// The registry of a domain of this provider.
+    pub(crate) fn of(provider: &str) -> Registry {
+        Registry((provider == "net").then(Arc::default))
+    }
+
+    fn lock(&self) -> Option<MutexGuard<'_, ()>> {
+        self.0.as_ref().map(|mutex| mutex.lock())
+    }
+}
 
 #[derive(Clone, Copy)]
 enum State {
@@ -124,8 +143,9 @@ unsafe impl Sync for Registration {}
 impl Registration {
     /// Closes it, if it is open. Afterwards peers cannot reach the memory; operations of our own may still use it.
     pub(crate) fn close(&self) -> Result<(), Error> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if let State::Open(raw) = *state {
+            let _registry = self.registry.lock();
             // SAFETY: open, and not used after this.
             *state = match unsafe { close(raw.as_ptr().cast()) } {
                 Ok(()) => State::Closed,
@@ -151,7 +171,7 @@ impl Registration {
 
     /// Calls something on the region, unless it is closed.
     pub(crate) fn with_open<R>(&self, call: impl FnOnce(*mut sys::fid_mr) -> R) -> Option<R> {
-        match *self.0.lock() {
+        match *self.state.lock() {
             State::Open(raw) => Some(call(raw.as_ptr())),
             _ => None,
         }
@@ -196,7 +216,10 @@ impl Domain {
             return Err(RegisterError { error: Usage::Binding(what).into(), memory });
         }
         let registered = self.register_raw(&memory, options).and_then(|raw| {
-            let registration = Arc::new(Registration(Mutex::new(State::Open(raw))));
+            let registration = Arc::new(Registration {
+                state: Mutex::new(State::Open(raw)),
+                registry: self.0.registry.clone(),
+            });
             if let Some(endpoint) = endpoint {
                 endpoint.bind_region(raw, &registration)?;
             }
@@ -280,6 +303,7 @@ impl Domain {
                 None => self.next_key(),
             };
             let mut raw = ptr::null_mut();
+            let _registry = self.0.registry.lock();
             // SAFETY: the attributes and what they point to are valid for the call; the memory is (Memory's promise) until it
             // is dropped, which is after the region has been closed.
             status = unsafe { sys::fi_mr_regattr(self.raw(), &attributes, flags, &mut raw) };

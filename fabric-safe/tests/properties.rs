@@ -567,7 +567,7 @@ fn random_programs_keep_the_promises() {
         for (name, info) in libraries::providers(test) {
             // Follows a null pointer when two endpoints of one process have transfers in both directions.
             if name == "shm" && info.provider_version().0 >= 200 {
-                support::skip(test, "shm of libfabric 2.5 crashes with two endpoints in one process");
+                support::without(test, name, "of libfabric 2.5 crashes with two endpoints in one process");
                 continue;
             }
             let start = Instant::now();

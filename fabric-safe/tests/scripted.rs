@@ -6,16 +6,20 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use fabric_safe::{
     Access, Address, AddressVector, AddressVectorOptions, Capabilities, CompletionBatch, CompletionQueue,
-    CompletionQueueOptions, DeregisterError, Direction, Domain, Enabled, Endpoint, Error, ErrorKind, Fabric,
-    Hints, MemoryMode, MemoryRegion, OperationId, PostError, Remote, SendOptions, Usage,
+    CompletionQueueOptions, DeregisterError, Direction, Domain, Enabled, Endpoint, Error, ErrorKind, Event,
+    EventQueue, Fabric, Hints, LinkState, MemoryMode, MemoryRegion, OperationId, PostError, Remote,
+    SendOptions, Usage,
 };
 use proptest::prelude::*;
 use scripted_provider::{Answer, Call, Control, Counts, Faults};
 
 const EAGAIN: i32 = 11;
+/// `FI_NOTIFY`, the first kind of event.
+const FI_NOTIFY: u32 = 0;
 const IS_CHILD: &str = "FABRIC_SAFE_TEST_SCRIPTED";
 
 /// Runs the body once per libfabric, in a process of its own: the test program calls itself, with the provider's folder in
@@ -497,6 +501,59 @@ fn an_endpoint_whose_region_does_not_close_leaks_both() {
         let _ = queue.poll(&mut CompletionBatch::new(4)).unwrap();
         assert_eq!((control.counts().regions, control.faults()), (1, Faults::default()));
         assert_eq!(fabric_safe::leaked_objects(), 2);
+    });
+}
+
+#[test]
+fn cards_are_found_by_place_and_by_speed() {
+    on_every_library("cards_are_found_by_place_and_by_speed", |control| {
+        let (place, speed) = (scripted_provider::PCI_ADDRESS, scripted_provider::LINK_BITS_PER_SECOND);
+        let found = |hints: Hints| hints.provider("scripted").discover().unwrap();
+        let card = found(Hints::new())[0].nic().unwrap();
+        assert_eq!(
+            (card.name.as_str(), card.link_state, card.mtu_bytes),
+            ("scripted-card", LinkState::Up, 9000)
+        );
+        assert_eq!(card.pci.unwrap().to_string(), place);
+        assert_eq!(found(Hints::new().pci(place.parse().unwrap())).len(), 1);
+        assert_eq!(found(Hints::new().pci("0000:00:1c.5".parse().unwrap())).len(), 0);
+        assert_eq!(found(Hints::new().min_link_speed(speed)).len(), 1);
+        assert_eq!(found(Hints::new().min_link_speed(speed + 1)).len(), 0);
+        assert_eq!(found(Hints::new().domain("scripted0")).len(), 1);
+        assert_eq!(found(Hints::new().domain("scripted1")).len(), 0);
+        assert!(found(Hints::new())[0].to_string().contains("at 0001:9b:1c.5, link Up 200 Gbit/s"));
+        assert_clean(control);
+    });
+}
+
+#[test]
+fn event_queues_pass_on_events_errors_and_failures() {
+    on_every_library("event_queues_pass_on_events_errors_and_failures", |control| {
+        let stack = Stack::open();
+        let queue = EventQueue::open(stack.domain.fabric()).unwrap();
+        assert!(queue.read().unwrap().is_none());
+        for data in [1, u64::MAX] {
+            queue.write(&Event::new(FI_NOTIFY, data)).unwrap();
+        }
+        assert_eq!(queue.read().unwrap().unwrap().unwrap(), Event::new(FI_NOTIFY, 1));
+        assert_eq!(
+            queue.wait(Duration::from_secs(9)).unwrap().unwrap().unwrap(),
+            Event::new(FI_NOTIFY, u64::MAX)
+        );
+        control.tell(Call::Event, Answer::Error { errno: 107, provider_errno: -3, after: 0 }, 1);
+        let error = queue.read().unwrap().unwrap().unwrap_err();
+        assert_eq!((error.errno.raw(), error.provider_errno, error.data), (107, -3, 7));
+        // Interrupted and timed out is nothing; anything else is an error of the call.
+        for (errno, nothing) in [(4, true), (110, true), (22, false), (9999, false)] {
+            control.tell(Call::Event, Answer::Fail(errno), 1);
+            assert_eq!(queue.wait(Duration::ZERO).is_ok_and(|event| event.is_none()), nothing, "{errno}");
+        }
+        // It outlives what is bound to it, and the other way round.
+        let endpoint =
+            Endpoint::open(&stack.domain, stack.domain.info()).unwrap().bind_event_queue(&queue).unwrap();
+        drop(queue);
+        drop((endpoint, stack));
+        assert_clean(control);
     });
 }
 

@@ -21,18 +21,22 @@
 //!
 //! # What is where
 //! [`script`]: what can be told and what is counted. [`control`]: how a test tells it. `world`: the state. `provider`,
-//! `objects`, `endpoint`, `queue`: libfabric's objects. It is not a network: bytes go nowhere, no peer is ever reached.
+//! `nic`,
+//! `objects`, `endpoint`, `queue`, `events`: libfabric's objects. It is not a network: bytes go nowhere, no peer is ever reached.
 
 pub mod control;
 pub mod script;
 
 mod endpoint;
+mod events;
+mod nic;
 mod objects;
 mod provider;
 mod queue;
 mod world;
 
 pub use control::Control;
+pub use nic::{LINK_BITS_PER_SECOND, PCI_ADDRESS};
 pub use provider::{BOUND_DOMAIN, DEPTH, INJECT_BYTES, NAME};
 pub use script::{Answer, Call, Counts, Faults};
 

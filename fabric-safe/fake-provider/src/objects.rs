@@ -7,7 +7,7 @@ use fabric_sys::*;
 use crate::provider::Any;
 use crate::script::{Answer, Call};
 use crate::world::{Span, world};
-use crate::{endpoint, fid_ops, give, new_fid, queue, take};
+use crate::{endpoint, events, fid_ops, give, new_fid, queue, take};
 
 /// Opens one more object, unless the script says no.
 fn opened() -> Result<(), i32> {
@@ -82,6 +82,7 @@ pub(crate) unsafe extern "C" fn open_fabric(
     static OPS: std::sync::LazyLock<fi_ops_fabric> = std::sync::LazyLock::new(|| fi_ops_fabric {
         size: size_of::<fi_ops_fabric>(),
         domain: Some(open_domain),
+        eq_open: Some(events::open),
         trywait: Some(trywait),
         ..Default::default()
     });

@@ -5,10 +5,13 @@ use std::sync::OnceLock;
 
 use fabric_sys::*;
 
-use crate::objects;
+use crate::{nic, objects};
 
 /// The provider's name, also of its fabric.
 pub const NAME: &CStr = c"scripted";
+
+/// The usual domain.
+const DOMAIN: &CStr = c"scripted0";
 
 /// A domain of the provider that is only listed when it is asked for by name: its regions belong to an endpoint
 /// (`FI_MR_ENDPOINT`).
@@ -94,6 +97,10 @@ unsafe extern "C" fn getinfo(
         };
         // SAFETY: null or a text that ends with NUL.
         bound = !name.is_null() && unsafe { CStr::from_ptr(name) } == BOUND_DOMAIN;
+        // SAFETY: as above.
+        if !name.is_null() && !bound && unsafe { CStr::from_ptr(name) } != DOMAIN {
+            return -FI_ENODATA;
+        }
         if bound && mr_mode & FI_MR_ENDPOINT == 0 {
             return -FI_ENODATA;
         }
@@ -119,7 +126,7 @@ unsafe extern "C" fn getinfo(
         (ep.tx_ctx_cnt, ep.rx_ctx_cnt, ep.mem_tag_format) = (1, 1, u64::MAX);
         // Not as a whole: older libraries have a shorter one.
         let domain = (*new).domain_attr;
-        (*domain).name = text(if bound { BOUND_DOMAIN } else { c"scripted0" });
+        (*domain).name = text(if bound { BOUND_DOMAIN } else { DOMAIN });
         (*domain).threading = FI_THREAD_SAFE;
         (*domain).control_progress = FI_PROGRESS_MANUAL;
         (*domain).__bindgen_anon_1.data_progress = FI_PROGRESS_MANUAL;
@@ -134,6 +141,7 @@ unsafe extern "C" fn getinfo(
         (*domain).caps = FI_LOCAL_COMM | FI_REMOTE_COMM;
         (*(*new).fabric_attr).name = text(NAME);
         (*(*new).fabric_attr).prov_version = FI_VERSION(1, 0);
+        (*new).nic = nic::card();
         *info = new;
     }
     0

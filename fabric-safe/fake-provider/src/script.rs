@@ -15,6 +15,8 @@ pub enum Call {
     Read,
     /// Reads of an error entry.
     ReadError,
+    /// Reads of an event queue. Usually what has been written to it.
+    Event,
     /// Registrations.
     Register,
     /// Insertions into an address vector.

@@ -91,6 +91,10 @@ pub(crate) struct World {
     pub(crate) unclosed: Vec<Span>,
     pub(crate) endpoints: BTreeMap<usize, EndpointState>,
     pub(crate) queues: BTreeMap<usize, QueueState>,
+    /// Events that have been written: number and data.
+    pub(crate) events: VecDeque<(u32, u64)>,
+    /// `(err, prov_errno)` of the error event that is to be read.
+    pub(crate) event_error: Option<(i32, i32)>,
     pub(crate) next_key: u64,
     pub(crate) next_address: u64,
 }

@@ -13,6 +13,11 @@ pub(crate) fn skip(test: &str, reason: &str) {
     eprintln!("SKIP: {test}: {reason}");
 }
 
+/// Says on stderr that a test runs on the other providers only.
+pub(crate) fn without(test: &str, provider: &str, reason: &str) {
+    eprintln!("{test}: without {provider}: {reason}");
+}
+
 /// `len` bytes that differ from place to place and from seed to seed.
 pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
     // A block of a prime length over and over, so that no two pages are alike.

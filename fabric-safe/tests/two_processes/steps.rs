@@ -33,6 +33,7 @@ impl Side {
         for (name, step) in steps {
             let start = Instant::now();
             step(self);
+            assert!(self.node.troubles.is_empty(), "{name}: {:?}", self.node.troubles);
             if std::env::var_os(LARGE).is_some() && self.target {
                 eprintln!("  {provider}: {name} {:?}", start.elapsed());
             }
