@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args, output: &Output) -> Result<(), Failure> {
     let forced_tcp = connection.protocol == Some(Protocol::Tcp);
     let mut facts = Facts::gather(&args.root);
     facts.fabric = fabric::ask(connection.provider.as_deref(), forced_tcp);
-    let paths = paths::ways(&facts, args.root == Path::new("/"));
+    let paths = paths::ways(&facts);
     let advice = advice::advise(&facts);
     let peers: Vec<PeerReport> =
         args.peers.iter().map(|name| try_peer(args, name)).collect::<Result<_, _>>()?;
@@ -87,6 +87,12 @@ pub(crate) fn run(args: &Args, output: &Output) -> Result<(), Failure> {
     if args.json {
         output.json(&report)?;
     } else {
+        if args.root != Path::new("/") {
+            output.line(format!(
+                "(files are read below {}; libfabric and the environment are those of this process)\n",
+                args.root.display()
+            ));
+        }
         report::print(&report.facts, &report.paths, &report.advice, &report.peers, output);
     }
     match unreachable {

@@ -310,7 +310,9 @@ mod tests {
         let mut statistics = engine.statistics();
         statistics.nics.push(Default::default());
         let mut published = BTreeSet::new();
-        each(&statistics, |name, _, _| drop(published.insert(name)));
+        each(&statistics, |name, _, _| {
+            published.insert(name);
+        });
         let described: BTreeSet<&str> = METRICS.iter().map(|metric| metric.0).collect();
         assert_eq!(published, described);
         assert_eq!(described.len(), METRICS.len());

@@ -70,7 +70,7 @@ fn sysfs(facts: &Facts, advice: &mut Vec<Advice>) {
             advice,
             Grade::Broken,
             format!(
-                "devices cannot be seen: {reason}. Which NIC is near which memory is unknown, so NICs are taken as equal"
+                "devices cannot be seen ({reason}), so which NIC is near which memory is unknown and NICs are taken as equal"
             ),
             "mount sysfs into the container (`-v /sys:/sys:ro`), or read a mounted copy of the host's tree with --root",
         ),
@@ -185,6 +185,10 @@ fn environment(facts: &Facts, advice: &mut Vec<Advice>) {
 fn locked_memory(facts: &Facts, advice: &mut Vec<Advice>) {
     // Providers over sockets lock nothing.
     if facts.cards().next().is_none() {
+        return;
+    }
+    // Root outside of containers, mostly.
+    if facts.limits.may_exceed_locked_memory == Some(true) {
         return;
     }
     match facts.limits.locked_memory_bytes {

@@ -138,9 +138,13 @@ fn open(provider: Option<&str>) -> Result<PathFacts, String> {
         device_memory: !description.nics.is_empty() && description.nics.iter().all(|nic| nic.device_memory),
         rejected: description.rejected.into_iter().map(|rejected| (rejected.what, rejected.why)).collect(),
         warnings: description.warnings,
+        why: match (provider, description.fabric.as_str()) {
+            (None, "efa-direct") => "the cards read and write by themselves, nothing is emulated".into(),
+            (None, _) => "the provider's protocols do what the cards cannot".into(),
+            (Some(_), _) => description.choice.clone(),
+        },
         provider: description.provider,
         fabric: description.fabric,
-        why: description.choice,
     })
 }
 

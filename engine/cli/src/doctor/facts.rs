@@ -10,6 +10,8 @@ use serde::Serialize;
 
 use super::fabric::FabricFacts;
 
+/// Linux's number of the capability that lets a process lock more memory than its limit.
+const CAP_IPC_LOCK: u32 = 14;
 /// Linux's number of the capability that lets a process read another's memory.
 const CAP_SYS_PTRACE: u32 = 19;
 /// Variables that change which way transfers take. Values of others, and of any that look like a secret, are not shown.
@@ -42,11 +44,13 @@ pub(crate) struct Facts {
     pub(crate) fabric: FabricFacts,
 }
 
-/// Limits of this process; `None` is unlimited, absent altogether is unknown.
+/// Limits of this process; absent is unknown.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Limits {
     pub(crate) locked_memory_bytes: Option<Limit>,
     pub(crate) open_files: Option<Limit>,
+    /// Whether the process may lock more memory than that.
+    pub(crate) may_exceed_locked_memory: Option<bool>,
 }
 
 /// A limit.
@@ -116,10 +120,14 @@ impl Facts {
             modules: read("proc/modules").map(|text| modules(&text)).unwrap_or_default(),
             transparent_huge_pages: read("sys/kernel/mm/transparent_hugepage/enabled")
                 .and_then(|text| chosen(&text)),
-            limits: read("proc/self/limits").map(|text| limits(&text)).unwrap_or_default(),
+            limits: Limits {
+                may_exceed_locked_memory: read("proc/self/status")
+                    .and_then(|text| capable(&text, CAP_IPC_LOCK)),
+                ..read("proc/self/limits").map(|text| limits(&text)).unwrap_or_default()
+            },
             same_host: SameHost {
                 ptrace_scope: read("proc/sys/kernel/yama/ptrace_scope").and_then(|text| text.parse().ok()),
-                may_trace: read("proc/self/status").and_then(|text| may_trace(&text)),
+                may_trace: read("proc/self/status").and_then(|text| capable(&text, CAP_SYS_PTRACE)),
                 seccomp: read("proc/self/status")
                     .and_then(|text| field(&text, "Seccomp:"))
                     .map(|mode| mode != "0"),
@@ -155,6 +163,11 @@ impl Facts {
         nodes.flat_map(|node| &node.huge_pages).fold((0, 0), |(total, free), huge| {
             (total + huge.total * huge.page_bytes, free + huge.free * huge.page_bytes)
         })
+    }
+
+    /// Whether anything is known of what processes may do to each other.
+    pub(crate) fn same_host_known(&self) -> bool {
+        self.same_host.may_trace.is_some() || self.same_host.ptrace_scope.is_some()
     }
 
     /// Whether the copy between two processes of this host is allowed, as far as can be told; the reason if not.
@@ -232,12 +245,17 @@ fn limits(text: &str) -> Limits {
         let soft = rest.split_whitespace().next()?.to_owned();
         if soft == "unlimited" { Some(Limit::Unlimited) } else { soft.parse().ok().map(Limit::At) }
     };
-    Limits { locked_memory_bytes: limit("Max locked memory"), open_files: limit("Max open files") }
+    Limits {
+        locked_memory_bytes: limit("Max locked memory"),
+        open_files: limit("Max open files"),
+        may_exceed_locked_memory: None,
+    }
 }
 
-fn may_trace(status: &str) -> Option<bool> {
+/// Whether a capability is effective.
+fn capable(status: &str, capability: u32) -> Option<bool> {
     let effective = u64::from_str_radix(&field(status, "CapEff:")?, 16).ok()?;
-    Some(effective >> CAP_SYS_PTRACE & 1 == 1)
+    Some(effective >> capability & 1 == 1)
 }
 
 /// `4096 131072 6291456`
@@ -284,8 +302,8 @@ mod tests {
         let limits = limits(text);
         assert_eq!(limits.open_files, Some(Limit::At(20_000)));
         assert_eq!(limits.locked_memory_bytes, Some(Limit::Unlimited));
-        assert_eq!(may_trace("CapEff:\t000001fffeffffff"), Some(true));
-        assert_eq!(may_trace("CapEff:\t00000000a80425fb"), Some(false), "what a container has");
+        assert_eq!(capable("CapEff:\t000001fffeffffff", CAP_SYS_PTRACE), Some(true));
+        assert_eq!(capable("CapEff:\t00000000a80425fb", CAP_SYS_PTRACE), Some(false), "what a container has");
         assert_eq!(third("4096\t131072\t6291456"), Some(6_291_456));
         assert_eq!(modules("efa 100 0 - Live\next4 1 1\nib_uverbs 5 2"), ["efa", "ib_uverbs"]);
     }
@@ -321,7 +339,7 @@ mod tests {
             let _ = memory(&text);
             let _ = chosen(&text);
             let _ = limits(&text);
-            let _ = may_trace(&text);
+            let _ = capable(&text, CAP_SYS_PTRACE);
             let _ = third(&text);
             let _ = modules(&text);
         }

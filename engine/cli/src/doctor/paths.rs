@@ -12,8 +12,8 @@ pub(crate) struct Way {
     pub(crate) why: String,
 }
 
-/// All of them, the nearest peer first. `here` says whether the facts are those of the machine that runs this.
-pub(crate) fn ways(facts: &Facts, here: bool) -> Vec<Way> {
+/// All of them, the nearest peer first.
+pub(crate) fn ways(facts: &Facts) -> Vec<Way> {
     let way = |transfer, path: &str, why: String| Way { transfer, path: path.into(), why };
     let fabric = facts.fabric.path.as_ref();
     let none = || {
@@ -63,14 +63,6 @@ pub(crate) fn ways(facts: &Facts, here: bool) -> Vec<Way> {
             ),
         });
     }
-    if !here {
-        // The files are another machine's, but libfabric is this one's: say so where it matters.
-        for way in &mut ways {
-            if way.path.contains('/') {
-                way.why.push_str(" (libfabric was asked here, not at --root)");
-            }
-        }
-    }
     ways
 }
 
@@ -83,17 +75,17 @@ mod tests {
     fn cards_are_used_where_both_sides_have_them_and_nothing_is_silent_where_not() {
         let mut facts = Facts { topology: Err("x".into()), ..Facts::default() };
         facts.fabric.no_library = Some("no libfabric".into());
-        let without = ways(&facts, true);
+        let without = ways(&facts);
         assert_eq!(without[1].path, "copy between processes");
         assert!(without[2].path == "TCP" && without[2].why.contains("no libfabric"), "{without:#?}");
         facts.same_host.ptrace_scope = Some(1);
-        assert!(ways(&facts, true)[1].why.contains("ptrace_scope is 1"));
+        assert!(ways(&facts)[1].why.contains("ptrace_scope is 1"));
         facts.fabric.path = Some(PathFacts {
             provider: "efa".into(),
             fabric: "efa-direct".into(),
             nics: vec![NicFacts::default(); 16],
             ..PathFacts::default()
         });
-        assert_eq!(ways(&facts, true)[2].path, "efa/efa-direct, 16 NICs at once");
+        assert_eq!(ways(&facts)[2].path, "efa/efa-direct, 16 NICs at once");
     }
 }

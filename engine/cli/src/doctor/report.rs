@@ -17,9 +17,11 @@ pub(crate) fn print(facts: &Facts, ways: &[Way], advice: &[Advice], peers: &[Pee
     }
     output.line("");
     output.heading("Which way transfers take");
-    let row = |way: &Way| vec![way.transfer.to_owned(), way.path.clone(), way.why.clone()];
-    let rows: Vec<Vec<String>> = ways.iter().map(row).collect();
-    output.table(&["transfer", "path", "because"], &rows, &[]);
+    let width = ways.iter().map(|way| way.transfer.len()).max().unwrap_or(0);
+    for way in ways {
+        output.line(format!("  {:width$}  {}", way.transfer, way.path));
+        output.line(format!("  {:width$}    {}", "", way.why));
+    }
     if !peers.is_empty() {
         output.line("");
         output.heading("Peers");
@@ -76,6 +78,9 @@ fn found(facts: &Facts) -> Vec<String> {
     lines.push(memory(facts));
     lines.push(format!("locked memory: {}", limit(facts.limits.locked_memory_bytes, bytes)));
     lines.push(match facts.same_host_refused() {
+        None if !facts.same_host_known() => {
+            "whether processes of this host may copy each other's memory is unknown".into()
+        }
         None => "processes of this host may copy each other's memory".into(),
         Some(reason) => format!("processes of this host may not copy each other's memory: {reason}"),
     });
@@ -138,7 +143,7 @@ fn nics(facts: &Facts) -> Vec<String> {
         let count = names.len();
         let names = match names.as_slice() {
             [one] => (*one).to_owned(),
-            [first, .., last] => format!("{first} … {last}"),
+            [first, .., last] => format!("{first} to {last}"),
             [] => String::new(),
         };
         lines.push(format!("{count} × {kind}, {speed}, {node}: {names}"));
@@ -168,6 +173,9 @@ fn limit(limit: Option<Limit>, show: impl Fn(u64) -> String) -> String {
 
 fn tcp(facts: &Facts) -> String {
     let tcp = &facts.tcp;
+    if tcp.congestion_control.is_none() && tcp.receive_buffer_max.is_none() {
+        return "TCP settings: unknown".into();
+    }
     let size = |value: Option<u64>| value.map_or_else(|| "unknown".to_owned(), bytes);
     format!(
         "TCP: {}; buffers grow to {} (receive) and {} (send)",
