@@ -381,3 +381,115 @@ impl fmt::Debug for CompletionBatch {
         f.debug_list().entries(&self.items).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORMATS: [CompletionFormat; 4] = [
+        CompletionFormat::Context,
+        CompletionFormat::Message,
+        CompletionFormat::Data,
+        CompletionFormat::Tagged,
+    ];
+
+    fn entry(context: usize, flags: u64) -> sys::fi_cq_tagged_entry {
+        sys::fi_cq_tagged_entry {
+            op_context: context as *mut c_void,
+            flags,
+            len: context * 10,
+            buf: core::ptr::null_mut(),
+            data: context as u64 * 100,
+            tag: context as u64 * 1000,
+        }
+    }
+
+    /// Reads entries as a provider would have written them. Contexts below ten are operations, of the kind given.
+    fn read(
+        batch: &mut CompletionBatch,
+        format: CompletionFormat,
+        entries: &[sys::fi_cq_tagged_entry],
+        sources: bool,
+        kind: OperationKind,
+    ) -> usize {
+        batch.clear();
+        let (raw, from) = batch.buffers();
+        for (index, entry) in entries.iter().enumerate() {
+            // SAFETY: room for as many entries of the longest format as the batch has; shorter formats are beginnings of it.
+            unsafe {
+                let to = raw.cast::<u8>().add(index * format.entry_bytes());
+                core::ptr::copy_nonoverlapping((&raw const *entry).cast::<u8>(), to, format.entry_bytes());
+                *from.add(index) = 70 + index as u64;
+            }
+        }
+        let end = |context: *mut c_void| {
+            let context = context as u64;
+            (context < 10).then_some(Ended { token: context + 500, kind: kind as u8 })
+        };
+        // SAFETY: just written.
+        unsafe { batch.add_entries(entries.len(), format, sources, end) }
+    }
+
+    #[test]
+    fn each_format_tells_what_it_has_and_no_more() {
+        let receive = sys::FI_RECV | sys::FI_TAGGED | sys::FI_REMOTE_CQ_DATA;
+        let mut batch = CompletionBatch::new(4);
+        for format in FORMATS {
+            let entries = [entry(1, receive), entry(2, receive)];
+            assert_eq!(read(&mut batch, format, &entries, false, OperationKind::Receive), 0);
+            // Moved, as a user may.
+            batch = std::hint::black_box(batch);
+            for (completion, context) in batch.completions().iter().zip([1, 2]) {
+                assert_eq!(completion.token(), Some(context + 500));
+                assert!(completion.result().is_ok() && completion.source().is_none());
+                assert_eq!(completion.kind(), OperationKind::Receive);
+                let since = |first, value| if format >= first { value } else { 0 };
+                assert_eq!(completion.len_bytes() as u64, since(CompletionFormat::Message, context * 10));
+                assert_eq!(completion.immediate().unwrap_or(0), since(CompletionFormat::Data, context * 100));
+                assert_eq!(completion.tag().unwrap_or(0), since(CompletionFormat::Tagged, context * 1000));
+            }
+        }
+    }
+
+    #[test]
+    fn what_peers_do_comes_without_a_token_or_uses_up_a_receive() {
+        let written = sys::FI_REMOTE_CQ_DATA | sys::FI_REMOTE_WRITE | sys::FI_RMA;
+        let mut batch = CompletionBatch::new(4);
+        let entries = [entry(99, written), entry(98, sys::FI_RECV), entry(3, written)];
+        let strays = read(&mut batch, CompletionFormat::Data, &entries, true, OperationKind::Receive);
+        let told: Vec<_> = batch
+            .completions()
+            .iter()
+            .map(|c| (c.kind(), c.token(), c.immediate(), c.source().map(|source| source.0)))
+            .collect();
+        // The one in the middle is nobody's; the sources stay with their entries.
+        let remote = OperationKind::RemoteWrite;
+        assert_eq!(strays, 1);
+        assert_eq!(told, [(remote, None, Some(9900), Some(70)), (remote, Some(503), Some(300), Some(72))]);
+    }
+
+    #[test]
+    fn failures_tell_theirs_and_go_with_the_batch() {
+        let mut batch = CompletionBatch::new(2);
+        for token in 0..3 {
+            batch.clear();
+            let error = OperationError {
+                kind: crate::ErrorKind::Truncated,
+                errno: crate::Errno::ETRUNC,
+                provider_errno: 4,
+                text: "too long".into(),
+                overflow_bytes: 5,
+                quiesced: true,
+            };
+            let failure = Failure { flags: sys::FI_RECV | sys::FI_TAGGED, len_bytes: 6, tag: 7, error };
+            batch.push_failure(Some(Ended { token, kind: OperationKind::Receive as u8 }), failure);
+            let [completion] = batch.completions() else { panic!("one failure") };
+            assert_eq!(
+                (completion.token(), completion.len_bytes(), completion.tag()),
+                (Some(token), 6, Some(7))
+            );
+            assert_eq!(completion.result().unwrap_err().overflow_bytes(), 5);
+            assert_eq!((completion.immediate(), batch.room()), (None, 1));
+        }
+    }
+}

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fabric_safe::{
-    Access, AddressVector, CompletionBatch, CompletionQueue, CompletionQueueOptions, Direction, Domain,
-    Endpoint, Error, ErrorKind, Fabric, ForeignMemory, Mapping, PageKind, PostError, Usage, WriteOptions,
-    leaked_objects, option,
+    Access, AddressVector, Capabilities, CompletionBatch, CompletionFormat, CompletionQueue,
+    CompletionQueueOptions, Direction, Domain, Endpoint, Error, ErrorKind, Fabric, ForeignMemory, Hints,
+    Mapping, PageKind, PostError, Usage, WriteOptions, leaked_objects, option,
 };
 use support::line::PATIENCE;
 use support::node::{Node, discover};
@@ -430,5 +430,58 @@ fn counters_and_events() {
             counted += 1;
         }
         assert!(counted > 0 || !libraries::wanted("tcp"), "no provider has counters");
+    });
+}
+
+/// Completions of receives say who sent, where that was asked for; in every format.
+#[test]
+fn completions_say_who_sent_in_every_format() {
+    let test = "completions_say_who_sent_in_every_format";
+    libraries::on_each(test, || {
+        let mut told = 0;
+        let formats = [
+            CompletionFormat::Context,
+            CompletionFormat::Message,
+            CompletionFormat::Data,
+            CompletionFormat::Tagged,
+        ];
+        for name in
+            ["tcp", "tcp;ofi_rxm", "net", "sockets"].into_iter().filter(|name| libraries::wanted(name))
+        {
+            let capabilities =
+                Capabilities::MSG | Capabilities::RMA | Capabilities::TAGGED | Capabilities::SOURCE;
+            let hints = Hints::new().provider(name).capabilities(capabilities).source("127.0.0.1", None);
+            let infos = hints.discover().unwrap();
+            let Some(info) = infos.into_iter().find(|info| info.provider_name() == name) else { continue };
+            for format in formats {
+                let mut options = CompletionQueueOptions::new(&info);
+                (options.format, options.sources) = (format, true);
+                let (mut near, mut far) = (Node::open(&info), Node::open_with(&info, options));
+                assert_eq!(far.queue.format(), format);
+                let to = near.insert(&far.endpoint.name().unwrap());
+                let from = far.insert(&near.endpoint.name().unwrap());
+                let inbox = far.domain.register(vec![0; 64], Access::ALL).unwrap();
+                let message = near.domain.register(pattern(3, 64), Access::ALL).unwrap();
+                far.endpoint.receive(None, inbox.as_slice(), 5).unwrap();
+                let (start, mut posted, mut source) = (Instant::now(), false, None);
+                while source.is_none() {
+                    posted = posted || near.endpoint.send(&to, message.slice(0..40).unwrap(), 6).is_ok();
+                    near.poll();
+                    if let [completion] = far.queue.poll(&mut far.batch).unwrap() {
+                        assert_eq!(completion.token(), Some(5), "{name}");
+                        assert_eq!(
+                            completion.len_bytes(),
+                            if format == formats[0] { 0 } else { 40 },
+                            "{name}"
+                        );
+                        source = Some(completion.source());
+                    }
+                    assert!(start.elapsed() < PATIENCE, "{name}: the message does not come");
+                }
+                assert_eq!(source.flatten(), Some(from.source()), "{name}");
+                told += 1;
+            }
+        }
+        assert!(told > 0 || !libraries::wanted("tcp;ofi_rxm"), "no provider says who sent");
     });
 }
