@@ -54,6 +54,11 @@ pub mod sysfs;
 #[cfg(feature = "cards")]
 mod verbs;
 
+/// README.md's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use error::Error;
 pub use launcher::Network;
 pub use libraries::Libraries;

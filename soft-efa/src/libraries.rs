@@ -51,10 +51,16 @@ impl Libraries {
         if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) } != 0 {
             return Err(io(std::io::Error::last_os_error()));
         }
+        let built = Libraries { dir: base.join("lib") };
+        // An installed program outlives its sources, which cargo throws away when they have not been used for long.
+        let sources_are_there = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml").is_file();
+        if !sources_are_there
+            && fs::read_to_string(built.dir.join("sources")).is_ok_and(|text| text == sources())
+        {
+            return Ok(built);
+        }
+        fs::create_dir_all(&built.dir).map_err(io)?;
         let archive = compile(base)?;
-        let dir = base.join("lib");
-        fs::create_dir_all(&dir).map_err(io)?;
-        let built = Libraries { dir };
         if !built.is_newer_than(&archive) {
             built.link(base, &archive)?;
         }
@@ -134,6 +140,14 @@ fn sources() -> String {
 /// Compiles this crate as a static library; cargo does nothing when it is current.
 fn compile(base: &Path) -> Result<PathBuf, Error> {
     let target = base.join("target");
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    if !manifest.is_file() {
+        let said = format!(
+            "the sources in {} are gone; `cargo install --force soft-efa` brings them back",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        return Err(Error::Build { tool: "cargo".into(), said });
+    }
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .args([
@@ -146,7 +160,7 @@ fn compile(base: &Path) -> Result<PathBuf, Error> {
             "--no-default-features",
         ])
         .args(["--features", "cards", "--manifest-path"])
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
+        .arg(&manifest)
         .arg("--target-dir")
         .arg(&target)
         // What the outer build was given is not meant for this one.
