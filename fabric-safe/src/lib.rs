@@ -118,7 +118,8 @@
 //! Limits that cannot be evened out from outside: with `shm`, two endpoints *of one process* use each other's memory
 //! directly, and the provider crashes if one of them is closed while there is business between them (libfabric 2.5 also
 //! with traffic in both directions). Between processes it is sound, but peers may carry out an operation after its endpoint
-//! has been closed, so the memory of what is aborted then is kept for ever. Connected endpoints and multi-receive buffers
+//! has been closed, so the memory of what is aborted then is kept for ever. The `efa` provider of 1.17 was seen to crash when a
+//! peer closed its endpoint in the middle of emulated writes (2.5 not). Connected endpoints and multi-receive buffers
 //! are not offered.
 
 mod address;

@@ -135,6 +135,8 @@ fn child() {
     match std::env::var(PLAY).unwrap().as_str() {
         EVERYTHING => side.everything(&provider),
         BAD_KEY => side.bad_key(&provider),
+        // The efa provider of 1.17 sometimes follows a wrong pointer when a peer has gone in the middle of its protocol.
+        PARTING if provider == "efa/efa" && info.provider_version().0 < 200 => {}
         PARTING => side.parting(),
         other => panic!("no play {other}"),
     }
