@@ -334,7 +334,12 @@ fn two_processes_over_libfabrics_tcp() {
             "no libfabric 2.x; `cargo xtask libfabric` makes one",
         );
     };
-    over(&library, &|_| {}, &["--protocol", "efa", "--provider", "tcp"], "provider=tcp path=net");
+    over(
+        &library,
+        &|_| {},
+        &["--protocol", "efa", "--provider", "tcp"],
+        "transport=libfabric provider=tcp path=net",
+    );
 }
 
 #[test]

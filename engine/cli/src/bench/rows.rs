@@ -35,28 +35,37 @@ pub(crate) struct Row {
 
 /// Which way the bytes went.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PathName {
-    transport: String,
-    path: String,
+pub(crate) enum PathName {
+    /// Our own TCP transport: `net`, `host` or `loopback`.
+    Tcp(String),
+    /// libfabric, by its provider.
+    Fabric(String),
 }
 
 impl PathName {
     pub(crate) fn of(segment: &Segment) -> Self {
         match segment.path() {
-            Path::Tcp(path) => Self { transport: "tcp".into(), path: path.to_string() },
-            Path::Fabric(provider) => Self { transport: provider, path: "net".into() },
-            other => Self { transport: other.to_string(), path: "net".into() },
+            Path::Tcp(path) => Self::Tcp(path.to_string()),
+            other => Self::Fabric(other.to_string()),
+        }
+    }
+
+    /// As words of a case.
+    fn words(&self) -> String {
+        match self {
+            Self::Tcp(path) => format!("transport=tcp path={path}"),
+            Self::Fabric(provider) => format!("transport=libfabric provider={provider} path=net"),
         }
     }
 }
 
 impl fmt::Display for PathName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.transport.as_str(), self.path.as_str()) {
-            ("tcp", "net") => f.write_str("TCP"),
-            ("tcp", "host") => f.write_str("a copy between two processes of this host"),
-            ("tcp", path) => write!(f, "TCP ({path})"),
-            (provider, _) => write!(f, "libfabric's {provider}"),
+        match self {
+            Self::Tcp(path) if path == "net" => f.write_str("TCP"),
+            Self::Tcp(path) if path == "host" => f.write_str("a copy between two processes of this host"),
+            Self::Tcp(path) => write!(f, "TCP ({path})"),
+            Self::Fabric(provider) => write!(f, "libfabric's {provider}"),
         }
     }
 }
@@ -66,12 +75,11 @@ pub(crate) fn rows(op: Op, path: &PathName, outcomes: &[Outcome]) -> Vec<Row> {
     let mut rows = Vec::new();
     for Outcome { case, measured, verified } in outcomes {
         let name = format!(
-            "op={op} size={} batch={} threads={} provider={} path={}{}",
+            "op={op} size={} batch={} threads={} {}{}",
             case.block,
             case.batch,
             case.threads,
-            path.transport,
-            path.path,
+            path.words(),
             if verified.is_some() { " verified=yes" } else { "" }
         );
         let samples = measured.latencies.count();

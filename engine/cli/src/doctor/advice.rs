@@ -245,14 +245,20 @@ fn huge_pages(facts: &Facts, advice: &mut Vec<Advice>) {
 }
 
 fn same_host(facts: &Facts, advice: &mut Vec<Advice>) {
+    // Where libfabric carries what goes to this host too, the copy is only for --protocol tcp.
+    let fabric = facts.fabric.path.is_some();
     if let Some(reason) = facts.same_host_refused() {
+        let (grade, therefore) = match fabric {
+            true => (Grade::Note, "that matters for traffic over TCP only"),
+            false => (Grade::Slow, "so they use sockets"),
+        };
         add(
             advice,
-            Grade::Slow,
-            format!("processes of this host cannot copy each other's memory ({reason}), so they use sockets"),
+            grade,
+            format!("processes of this host cannot copy each other's memory ({reason}); {therefore}"),
             "`sysctl kernel.yama.ptrace_scope=0`, or give both processes CAP_SYS_PTRACE (docker run --cap-add SYS_PTRACE)",
         );
-    } else if facts.same_host.seccomp == Some(true) && facts.same_host.may_trace == Some(false) {
+    } else if !fabric && facts.same_host.seccomp == Some(true) && facts.same_host.may_trace == Some(false) {
         add(
             advice,
             Grade::Note,

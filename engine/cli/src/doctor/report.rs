@@ -154,6 +154,7 @@ fn nics(facts: &Facts) -> Vec<String> {
 fn memory(facts: &Facts) -> String {
     let (total, free) = facts.huge_page_bytes();
     let reserved = match total {
+        0 if facts.topology.is_err() => "huge pages: unknown".to_owned(),
         0 => "no huge pages reserved".to_owned(),
         total => format!("{} in huge pages, {} free", bytes(total), bytes(free)),
     };
