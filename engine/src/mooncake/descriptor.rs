@@ -1,5 +1,7 @@
 //! The JSON that Mooncake's nodes tell each other, and leave in stores.
 
+use std::collections::BTreeMap;
+
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,9 @@ pub(crate) struct Descriptor {
     pub(crate) devices: Vec<Device>,
     #[serde(default)]
     pub(crate) buffers: Vec<Buffer>,
+    /// Which NICs are near which memory: names of the near ones, then of the others. Nobody reads that of others here.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    pub(crate) priority_matrix: Option<BTreeMap<String, (Vec<String>, Vec<String>)>>,
     /// Present, as the version of the control protocol, when the node is an engine of this crate, which can be talked to in
     /// better ways.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -150,6 +155,14 @@ impl Notice {
         encode(self)
     }
 
+    /// A text that is a notification with both its fields and nothing else.
+    pub(crate) fn named(text: &str) -> Option<Self> {
+        let fields: BTreeMap<String, String> = serde_json::from_str(text).ok()?;
+        let notice =
+            Self { name: fields.get("name")?.clone(), notify_msg: fields.get("notify_msg")?.clone() };
+        (fields.len() == 2).then_some(notice)
+    }
+
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
         let notice: Self =
             serde_json::from_slice(bytes).map_err(|error| format!("not a notification ({error})"))?;
@@ -206,6 +219,15 @@ pub(crate) fn is_json(bytes: &[u8]) -> bool {
     serde_json::from_slice::<IgnoredAny>(bytes).is_ok()
 }
 
+/// Whether a node that says this of itself wants to hear of EFA.
+pub(crate) fn speaks_efa(bytes: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Asker {
+        protocol: Protocols,
+    }
+    serde_json::from_slice(bytes).is_ok_and(|asker: Asker| asker.protocol.has("efa"))
+}
+
 fn name(what: &str, name: &str) -> Result<(), String> {
     if name.len() > MAX_NAME || name.chars().any(char::is_control) {
         return Err(format!("the {what}'s name has {} bytes or control characters", name.len()));
@@ -246,6 +268,7 @@ mod tests {
                         Buffer { name, addr, length, rkey: keys.clone(), lkey: keys }
                     })
                     .collect(),
+                priority_matrix: None,
                 weft,
             },
         )

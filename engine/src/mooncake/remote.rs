@@ -11,6 +11,8 @@ use super::frame::Kind;
 use crate::control::{BufferCard, Card};
 use crate::error::Error;
 use crate::metadata::Directory;
+use crate::node::Node;
+use crate::path::Chosen;
 
 /// How long one that may not speak the protocol at all has to answer: it is asked before the engine's own is tried.
 const FIRST_ANSWER: Duration = Duration::from_secs(2);
@@ -38,16 +40,17 @@ impl Remote {
     pub(crate) fn find(
         name: &str,
         directory: Option<&Directory>,
-        own: &str,
+        node: &Node,
         deadline: Instant,
-    ) -> Result<Option<(Self, Card)>, Error> {
+    ) -> Result<Option<(Chosen, Self, Card)>, Error> {
         let failed = |reason: String| Error::Mooncake { peer: name.to_owned(), reason };
         let (control, bytes) = match directory {
             None => {
                 // What is wrong with the name is said when the engine's own protocol is tried.
                 let Ok(control) = resolve(name) else { return Ok(None) };
-                let head =
-                    format!("{{\"name\":{},\"protocol\":\"tcp\",\"buffers\":[]}}\n", serde_json::json!(own));
+                let protocol = if speaks_efa(node) { "efa" } else { "tcp" };
+                let head = serde_json::json!({ "name": node.name(), "protocol": protocol, "buffers": [] });
+                let head = format!("{head}\n");
                 let limit = deadline.min(Instant::now() + FIRST_ANSWER);
                 match dialogue::ask(control, Kind::Metadata, head.as_bytes(), limit) {
                     Ok(bytes) => (control, bytes),
@@ -75,8 +78,16 @@ impl Remote {
         if descriptor.weft.is_some() {
             return Ok(None);
         }
+        #[cfg(feature = "efa")]
+        if descriptor.protocol.has("efa") && speaks_efa(node) {
+            let peer = super::efa::add_peer(node, control, &descriptor, deadline).map_err(failed)?;
+            let remote = Self { control, data: control, version: 0 };
+            let card = remote.card(name, &descriptor, true);
+            return Ok(Some((Chosen::MooncakeFabric(peer, remote), remote, card)));
+        }
         let remote = Self::of(&descriptor, control).map_err(failed)?;
-        Ok(Some((remote, remote.card(name, &descriptor))))
+        let card = remote.card(name, &descriptor, false);
+        Ok(Some((Chosen::Mooncake(remote), remote, card)))
     }
 
     fn of(descriptor: &Descriptor, control: SocketAddr) -> Result<Self, String> {
@@ -92,18 +103,22 @@ impl Remote {
     }
 
     /// What it has, in the engine's own words.
-    fn card(&self, name: &str, descriptor: &Descriptor) -> Card {
+    fn card(&self, name: &str, descriptor: &Descriptor, on_fabric: bool) -> Card {
         let buffers = descriptor.buffers.iter().map(|buffer| {
             // A region's descriptor with the key zero: the data protocol knows no keys.
             let mut tcp = vec![0; 16];
             tcp.extend(buffer.addr.to_le_bytes());
             tcp.extend(buffer.length.to_le_bytes());
             tcp.extend([READ_WRITE, 0, 0, 0, 0, 0, 0, 0]);
-            BufferCard { label: buffer.name.clone(), tcp, on_fabric: false }
+            BufferCard { label: buffer.name.clone(), tcp, on_fabric }
         });
         // It has no number for its life, but another data port in each.
         let mut epoch = std::hash::DefaultHasher::new();
         self.hash(&mut epoch);
+        // Or other endpoints.
+        for device in &descriptor.devices {
+            device.gid.hash(&mut epoch);
+        }
         Card {
             name: name.to_owned(),
             epoch: epoch.finish().into(),
@@ -124,7 +139,9 @@ impl Remote {
         let failed = |reason: String| Error::Mooncake { peer: segment.to_owned(), reason };
         let text = std::str::from_utf8(payload)
             .map_err(|_| failed("its notifications are text, and this payload is not UTF-8".into()))?;
-        let notice = Notice { name: from.to_owned(), notify_msg: text.to_owned() };
+        // What is such a notification already, with a name of its own (weft-compat's are), goes as it is.
+        let own = || Notice { name: from.to_owned(), notify_msg: text.to_owned() };
+        let notice = Notice::named(text).unwrap_or_else(own);
         let answer = dialogue::ask(self.control, Kind::Notify, &notice.encode(), deadline)
             .map_err(|error| failed(explain("it did not take the notification", &error)))?;
         match Notice::decode(&answer).map_err(failed)?.notify_msg.as_str() {
@@ -141,6 +158,17 @@ impl Remote {
             reason: explain("its handshake daemon does not answer", &error),
         })?;
         Ok(start.elapsed())
+    }
+}
+
+/// Whether Mooncake's nodes can be reached over EFA from here.
+fn speaks_efa(node: &Node) -> bool {
+    #[cfg(feature = "efa")]
+    return super::efa::is_spoken(node);
+    #[cfg(not(feature = "efa"))]
+    {
+        let _ = node;
+        false
     }
 }
 
