@@ -143,13 +143,24 @@ fn a_process_killed_in_mid_transfer_takes_nothing_with_it() {
             .spawn()
             .unwrap(),
     );
+    let mut dead = Vec::new();
     for death in 0..deaths {
         let place = folder.path().join(format!("line{death}"));
         let mut second =
             Running(player(&network, &library, "efa-direct", "survivor", false, &place).spawn().unwrap());
+        dead.push(second.0.id());
         assert_eq!(second.wait().code(), None, "death {death} was not by a signal");
     }
     assert_eq!(first.wait().code(), Some(0));
+    // libfabric names what it puts there by the process.
+    let in_shm = std::fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+    let left: Vec<String> = in_shm
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| {
+            name.contains("soft-efa") || dead.iter().any(|pid| name.starts_with(&format!("{pid}:")))
+        })
+        .collect();
+    assert!(left.is_empty(), "left in /dev/shm: {left:?}");
     let rings = std::fs::read_dir(network.dir()).unwrap().flatten();
     let left = rings.filter(|entry| entry.file_name().to_string_lossy().starts_with("ring-")).count();
     assert!(left <= 4, "{left} rings of dead processes are left");
@@ -168,7 +179,6 @@ fn counters_and_traces_tell_what_happened() {
         .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap())
         .collect();
     assert_eq!(text.matches("\"name\":\"write 4096\"").count(), 10, "{text}");
-    assert!(text.starts_with("[\n{\"name\":\"") || text.contains("\n[\n") || text.starts_with("[\n"));
 }
 
 #[test]
