@@ -34,6 +34,11 @@ pub(crate) fn open(settings: &Settings, name: &str) -> Result<Result<Fabric, Str
     let config = config(settings)?.name(name);
     let opened = match provider {
         Some(wanted) => Transport::open(with_source(config.provider(Provider::parse(wanted)), source)),
+        // What Mooncake's nodes use, and can be used with.
+        #[cfg(feature = "mooncake")]
+        None if settings.mooncake.value != crate::settings::Mooncake::Off => {
+            Transport::open(config.provider(Provider::Efa))
+        }
         // The card alone where it can read and write by itself, or else with the provider's protocols.
         None => Transport::open(config.clone().provider(Provider::EfaDirect))
             .or_else(|_| Transport::open(config.provider(Provider::Efa))),

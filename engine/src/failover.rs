@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::backoff::Backoff;
 use crate::path::Chosen;
 use crate::protocol::Protocol;
 use crate::segment::{MENDING, Segment};
@@ -15,11 +16,6 @@ use crate::statistics::PeerCounters;
 
 /// How long rails have to complete one small read each when they are tried.
 const TRYING: Duration = Duration::from_millis(700);
-/// The first attempt to return, and the longest pause between two: long enough that a link that flaps does not drag the traffic
-/// along, short enough that nobody has to ask for it.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
 /// Whether a segment's traffic that should go over libfabric goes over TCP.
 #[derive(Debug)]
 pub(crate) struct Failover {
@@ -33,9 +29,8 @@ pub(crate) struct Failover {
 #[derive(Debug)]
 struct Moved {
     reason: String,
-    /// When its rails are tried next.
-    next_try: Instant,
-    pause: Duration,
+    /// When its rails are tried.
+    backoff: Backoff,
 }
 
 impl Failover {
@@ -77,8 +72,7 @@ impl Failover {
         if moved.is_some() {
             return false;
         }
-        let next_try = Instant::now() + FIRST_PAUSE;
-        *moved = Some(Moved { reason: reason.to_owned(), next_try, pause: FIRST_PAUSE });
+        *moved = Some(Moved { reason: reason.to_owned(), backoff: Backoff::new(Instant::now()) });
         self.is_moved.store(true, Ordering::Release);
         true
     }
@@ -90,23 +84,14 @@ impl Failover {
         moved.take().is_some()
     }
 
-    /// Whether it is time to try the rails; then not again until that has been done.
+    /// Whether it is time to try the rails; then not again until that has failed.
     fn is_due(&self, now: Instant) -> bool {
-        match &mut *self.moved() {
-            Some(moved) if moved.next_try <= now => {
-                // Longer than an attempt can take.
-                moved.next_try = now + MENDING + TRYING + LONGEST_PAUSE;
-                true
-            }
-            _ => false,
-        }
+        self.moved().as_mut().is_some_and(|moved| moved.backoff.is_due(now))
     }
 
-    /// An attempt to return has failed: the next one comes later.
-    fn not_yet(&self, now: Instant) {
+    fn try_failed(&self, now: Instant) {
         if let Some(moved) = &mut *self.moved() {
-            moved.pause = (moved.pause * 2).min(LONGEST_PAUSE);
-            moved.next_try = now + moved.pause;
+            moved.backoff.failed(now);
         }
     }
 }
@@ -152,7 +137,7 @@ impl Segment {
             Ok(()) => {}
             Err(error) => {
                 tracing::debug!(segment = self.name(), %error, "not back on libfabric yet");
-                self.failover().not_yet(Instant::now());
+                self.failover().try_failed(Instant::now());
             }
         }
     }
@@ -175,21 +160,13 @@ mod tests {
     }
 
     #[test]
-    fn a_move_is_said_once_and_tried_back_ever_later_but_not_too_late() {
+    fn a_move_is_said_once_and_undone_once() {
         let failover = failover(Protocol::Auto, true);
         assert!(failover.begin("a") && !failover.begin("b"));
+        assert!(failover.is_moved());
         assert_eq!(failover.reason().as_deref(), Some("a"));
-        let mut now = Instant::now() + FIRST_PAUSE;
-        let mut last = Duration::ZERO;
-        for _ in 0..10 {
-            assert!(failover.is_due(now) && !failover.is_due(now), "one attempt at a time");
-            failover.not_yet(now);
-            let pause = failover.moved().as_ref().unwrap().pause;
-            assert!(pause >= last && pause <= LONGEST_PAUSE);
-            assert!(!failover.is_due(now + pause - Duration::from_millis(1)));
-            (now, last) = (now + pause, pause);
-        }
-        assert_eq!(last, LONGEST_PAUSE);
+        let now = Instant::now() + Duration::from_secs(1);
+        assert!(failover.is_due(now) && !failover.is_due(now));
         assert!(failover.undo() && !failover.undo() && !failover.is_moved());
         assert!(!failover.is_due(now + Duration::from_secs(60)));
     }

@@ -13,6 +13,7 @@ use std::time::Instant;
 use crate::engine::Inner as Engine;
 use crate::error::Error;
 use crate::handle::Status;
+use crate::known::Known;
 use crate::request::{Parts, Place};
 use crate::segment::Condition;
 #[cfg(feature = "efa")]
@@ -434,8 +435,10 @@ impl Flight {
             let at = slot.segment as usize;
             let segment = &self.parts.segments[at];
             let condition = *found[at].get_or_insert_with(|| {
-                let rails = (trouble == Trouble::Path).then(|| error.to_string());
-                segment.mend(now, rails.as_deref(), self.deadline)
+                segment.mend(now, self.deadline, |known| {
+                    let doubtful = trouble == Trouble::Path || self.is_registered(*index, known);
+                    doubtful.then(|| error.to_string())
+                })
             });
             match condition {
                 Condition::Silent => {}
@@ -446,6 +449,20 @@ impl Flight {
             }
         }
         candidates
+    }
+
+    /// Whether a request's registration is there still: then it is not that what has made it fail over libfabric.
+    #[cfg(feature = "efa")]
+    fn is_registered(&self, index: usize, known: &Known) -> bool {
+        match self.parts.slots[index].place {
+            Place::Fabric { kept: Some(kept), .. } => known.has(&self.parts.kept.remote(kept)),
+            _ => false,
+        }
+    }
+
+    #[cfg(not(feature = "efa"))]
+    fn is_registered(&self, _: usize, _: &Known) -> bool {
+        false
     }
 
     /// Sends failed requests over TCP, as far as that is allowed, when nothing of their first attempt moves any more.
@@ -503,7 +520,7 @@ impl Flight {
         }
         if !moved.is_empty() {
             errors.retain(|(failed, _)| moved.binary_search(failed).is_err());
-            tracing::warn!(requests = moved.len(), "failed over libfabric and went over TCP instead");
+            tracing::debug!(requests = moved.len(), "failed over libfabric and went over TCP instead");
         }
         moved
     }
@@ -531,6 +548,8 @@ fn add_second(errors: &mut [(usize, Error)], index: usize, second: Error) {
 enum Trouble {
     /// What was known of its memory does not hold any more.
     Stale,
+    /// It has not answered over TCP, so there is no way to ask it now.
+    Silence,
     /// The libfabric path to it has failed.
     #[cfg_attr(not(feature = "efa"), allow(dead_code))]
     Path,
@@ -548,6 +567,7 @@ impl Trouble {
                     ..
                 },
             ) => Some(Self::Stale),
+            Error::Tcp(Tcp::Timeout { .. } | Tcp::Disconnected { .. }) => Some(Self::Silence),
             #[cfg(feature = "efa")]
             Error::Fabric(
                 efa_transport::Error::PeerStale { .. } | efa_transport::Error::NotRegistered { .. },

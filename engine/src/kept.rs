@@ -85,6 +85,11 @@ impl Kept {
         }
     }
 
+    /// The registration that a request was made for.
+    pub(crate) fn remote(&self, number: u32) -> RegionDescriptor {
+        self.requests[number as usize].remote
+    }
+
     /// Adds a kept request to a batch of TCP's; its index there.
     pub(crate) fn send(
         &self,

@@ -98,6 +98,14 @@ impl Known {
         })
     }
 
+    /// Whether this very registration is among the buffers.
+    #[cfg(feature = "efa")]
+    pub(crate) fn has(&self, registration: &RegionDescriptor) -> bool {
+        let first = self.buffers.partition_point(|buffer| buffer.addr() < registration.addr);
+        let same = self.buffers[first..].iter().take_while(|buffer| buffer.addr() == registration.addr);
+        same.map(|buffer| buffer.tcp.key).any(|key| key == registration.key)
+    }
+
     /// The buffer that holds every range of `shape`; of several the one that begins last.
     pub(crate) fn buffer_around(&self, segment: &str, shape: &Shape<'_>) -> Result<&RemoteBuffer, Error> {
         let (low, high) = crate::segment::bounds(shape);

@@ -78,6 +78,7 @@ mod node;
 mod regions;
 
 // What happens to a batch, and beside it.
+mod backoff;
 mod errands;
 #[cfg(feature = "efa")]
 mod failover;

@@ -11,12 +11,14 @@
 //! None of this is authenticated: whoever can connect may read and write every registered buffer that allows it to anybody.
 //! That is why it is off by default, and refused beside a secret unless that is asked for in so many words.
 //!
-//! What travels over EFA between engines of this crate goes over TCP between the two systems: a Mooncake node that asks for
-//! an EFA connection is refused with a sentence that says so.
+//! Over EFA too: such an engine opens the fabric `efa` rather than `efa-direct`, for that is what Mooncake's nodes use, and
+//! tells whoever speaks EFA its cards' addresses and its keys. A node that speaks only TCP is told the TCP port.
 
 mod daemon;
 mod descriptor;
 mod dialogue;
+#[cfg(feature = "efa")]
+mod efa;
 mod frame;
 mod pieces;
 mod publication;

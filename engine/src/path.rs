@@ -24,6 +24,19 @@ impl fmt::Display for Path {
     }
 }
 
+#[cfg(feature = "mooncake")]
+impl Chosen {
+    /// The Mooncake node that it leads to, if it is one.
+    pub(crate) fn mooncake(&self) -> Option<crate::mooncake::Remote> {
+        match self {
+            Self::Mooncake(remote) => Some(*remote),
+            #[cfg(feature = "efa")]
+            Self::MooncakeFabric(_, remote) => Some(*remote),
+            _ => None,
+        }
+    }
+}
+
 /// The transport that carries this segment's requests.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Chosen {
@@ -32,4 +45,7 @@ pub(crate) enum Chosen {
     Fabric(efa_transport::PeerId),
     #[cfg(feature = "mooncake")]
     Mooncake(crate::mooncake::Remote),
+    /// A Mooncake node over libfabric; it has no other path to move to.
+    #[cfg(all(feature = "mooncake", feature = "efa"))]
+    MooncakeFabric(efa_transport::PeerId, crate::mooncake::Remote),
 }

@@ -194,7 +194,7 @@ impl Batch {
     fn push(&mut self, asked: Asked<'_>) -> Result<usize, Error> {
         let Asked { op, local, local_shape, segment, remote_shape, tag } = asked;
         let known = segment.known();
-        let remote = known.buffer_around(segment.name(), &remote_shape)?;
+        let remote = known.buffer_around(segment.name(), &remote_shape).inspect_err(|_| segment.doubt())?;
         let (right, wanted) = match op {
             Op::Write => (Access::WRITE, "writing"),
             Op::Read => (Access::READ, "reading"),
@@ -220,6 +220,11 @@ impl Batch {
             Chosen::Mooncake(remote) => {
                 let local = local.tcp();
                 Place::Mooncake(self.mooncake.push(op, local, &local_shape, remote, &remote_shape)?)
+            }
+            #[cfg(all(feature = "mooncake", feature = "efa"))]
+            Chosen::MooncakeFabric(peer, _) => {
+                let request = (op, local_shape, remote_shape, immediate);
+                Place::Fabric { at: crate::fabric::push(&mut self.fabric, local, peer, request)?, kept: None }
             }
             #[cfg(feature = "efa")]
             Chosen::Fabric(peer) => {

@@ -1,15 +1,15 @@
-//! One thread that looks after what nobody else does: batches whose handles were dropped, peers that the libfabric path reports
-//! about, peers that wait to return from TCP, immediates that nobody counts yet. It blocks on nothing but its own queue.
+//! One thread that looks after what nobody else does: batches whose handles were dropped, peers that do not answer, that the
+//! libfabric path reports about, or that wait to return from TCP, immediates that nobody counts yet. It blocks on nothing but its own
+//! queue.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
-#[cfg(feature = "efa")]
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::engine::Inner as Engine;
 use crate::error::Error;
 use crate::flight::Flight;
+use crate::segment::MENDING;
 
 /// Between two looks while something is going on.
 const BUSY: Duration = Duration::from_millis(20);
@@ -49,7 +49,8 @@ fn look_after(engine: &Weak<Engine>, post: &Post) {
         let Some(engine) = engine.upgrade() else { return };
         orphans.retain(|flight| flight.poll().is_none());
         engine.node.arrivals.take_in(engine.transport.arrivals());
-        pause = if orphans.is_empty() { IDLE } else { BUSY };
+        let searching = find_lost(&engine);
+        pause = if orphans.is_empty() && !searching { IDLE } else { BUSY };
         #[cfg(feature = "efa")]
         if let Ok(fabric) = engine.node.fabric() {
             while let Some(event) = fabric.events().try_next() {
@@ -58,6 +59,22 @@ fn look_after(engine: &Weak<Engine>, post: &Post) {
             pause = pause.min(if send_back(&engine) { BUSY } else { NEWS });
         }
     }
+}
+
+/// Asks peers that do not answer again; whether there are any.
+fn find_lost(engine: &Engine) -> bool {
+    let mut any = false;
+    for segment in engine.open_segments() {
+        let (lost, due) = segment.is_lost();
+        any |= lost;
+        if due {
+            engine.errands.run(move || {
+                let now = Instant::now();
+                segment.mend(now, now + MENDING, |_| None);
+            });
+        }
+    }
+    any
 }
 
 /// Acts on news of the libfabric path. What its NICs do it logs itself.
@@ -74,7 +91,7 @@ fn hear(engine: &Engine, event: &efa_transport::Event) {
     for segment in engine.open_segments().into_iter().filter(|segment| segment.is_of(peer)) {
         engine.errands.run(move || {
             let now = Instant::now();
-            segment.mend(lately.unwrap_or(now), reason, now + Duration::from_secs(3));
+            segment.mend(lately.unwrap_or(now), now + Duration::from_secs(3), |_| reason.map(str::to_owned));
         });
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tcp_transport::{Foreign, Recognition};
 
-use super::descriptor::{Connection, Notice, is_json};
+use super::descriptor::{Connection, Notice, is_json, speaks_efa};
 use super::dialogue::Limited;
 use super::frame::{self, Kind};
 use super::publication;
@@ -38,7 +38,7 @@ impl Daemon {
                 if !is_json(&json) {
                     return Err(wrong("what it says about itself is not JSON".into()));
                 }
-                publication::descriptor(&node)
+                publication::descriptor(&node, speaks_efa(&json))
                     .ok_or_else(|| wrong("the engine is shutting down".into()))?
                     .encode()
             }
@@ -49,7 +49,9 @@ impl Daemon {
                 Notice { name: String::new(), notify_msg: said }.encode()
             }
             Kind::Probe => b"{\"status\":\"success\"}\n".to_vec(),
-            Kind::Connection | Kind::Untyped => refusal(&Connection::decode(&json).map_err(wrong)?).encode(),
+            Kind::Connection | Kind::Untyped => {
+                connect(&node, &Connection::decode(&json).map_err(wrong)?).encode()
+            }
         };
         frame::write(&mut limited, kind, &answer)?;
         // The asker hangs up first: then it has read the answer.
@@ -60,13 +62,20 @@ impl Daemon {
 }
 
 /// The answer to a NIC that wants to be connected.
-fn refusal(asked: &Connection) -> Connection {
-    Connection {
+fn connect(node: &Node, asked: &Connection) -> Connection {
+    #[cfg(feature = "efa")]
+    let answer = super::efa::connect(node, asked);
+    #[cfg(not(feature = "efa"))]
+    let answer = {
+        let _ = node;
+        Err("this node speaks TCP with Mooncake's nodes; use protocol \"tcp\" towards it".to_owned())
+    };
+    answer.unwrap_or_else(|reason| Connection {
         local_nic_path: asked.peer_nic_path.clone(),
         peer_nic_path: asked.local_nic_path.clone(),
-        reply_msg: "this node speaks TCP with Mooncake's nodes; use protocol \"tcp\" towards it".into(),
+        reply_msg: reason,
         ..Connection::default()
-    }
+    })
 }
 
 impl Foreign for Daemon {

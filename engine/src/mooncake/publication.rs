@@ -7,8 +7,15 @@ use crate::error::Error;
 use crate::metadata::{Directory, Lease};
 use crate::node::Node;
 
-/// What the engine says of itself in Mooncake's words; `None` before it is up and when it has gone.
-pub(super) fn descriptor(node: &Node) -> Option<Descriptor> {
+/// What the engine says of itself in Mooncake's words, to a node that speaks EFA or to another one; `None` before it is up and
+/// when it has gone.
+pub(super) fn descriptor(node: &Node, efa: bool) -> Option<Descriptor> {
+    #[cfg(feature = "efa")]
+    if efa && let Some(descriptor) = super::efa::descriptor(node) {
+        return Some(descriptor);
+    }
+    #[cfg(not(feature = "efa"))]
+    let _ = efa;
     let (_, port) = address(node)?;
     let buffers = node.regions.cards().into_iter().filter_map(|card| {
         let region = tcp_transport::RegionDescriptor::from_bytes(&card.tcp).ok()?;
@@ -24,6 +31,7 @@ pub(super) fn descriptor(node: &Node) -> Option<Descriptor> {
         timestamp: String::new(),
         devices: Vec::new(),
         buffers: buffers.collect(),
+        priority_matrix: None,
         weft: Some(1),
     })
 }
@@ -52,7 +60,7 @@ impl Publication {
             reason: "the engine's address is not host:port; set Builder::advertise".into(),
         };
         let (host, rpc_port) = address(node).ok_or_else(wrong)?;
-        let segment = descriptor(node).ok_or_else(wrong)?;
+        let segment = descriptor(node, true).ok_or_else(wrong)?;
         let place = Place { ip_or_host_name: host, rpc_port };
         let place =
             directory.publish_at(directory.key("mooncake", "rpc_meta", node.name()), place.encode())?;
@@ -64,7 +72,7 @@ impl Publication {
     /// Publishes what is registered now.
     pub(crate) fn update(&self, node: &Node) {
         let _turn = self.turn.lock();
-        let Some(descriptor) = descriptor(node) else { return };
+        let Some(descriptor) = descriptor(node, true) else { return };
         if let Err(error) = self.segment.update(descriptor.encode()) {
             tracing::warn!(%error, "Mooncake's nodes do not hear of this engine's buffers yet");
         }

@@ -39,7 +39,10 @@ impl Weft {
     }
 
     pub(crate) fn of(builder: engine::Builder) -> Self {
-        let engine = builder.protocol(Protocol::Tcp).mooncake(Mooncake::On).build().unwrap();
+        Self::around(builder.protocol(Protocol::Tcp).mooncake(Mooncake::On).build().unwrap())
+    }
+
+    pub(crate) fn around(engine: Engine) -> Self {
         let pool = HostMemory::new(POOL).unwrap();
         let open = engine.register("kv", pool.clone(), Access::READ_WRITE).unwrap();
         let private = engine.register("scratch", HostMemory::new(4096).unwrap(), Access::LOCAL).unwrap();

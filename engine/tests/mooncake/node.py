@@ -10,9 +10,9 @@ SIZE = 8 << 20
 
 
 def main():
-    host, metadata = sys.argv[1:3]
+    host, metadata, protocol = sys.argv[1:4]
     engine = TransferEngine()
-    if engine.initialize(host, metadata, "tcp", "") != 0:
+    if engine.initialize(host, metadata, protocol, "") != 0:
         raise SystemExit("initialize failed")
     memory = ctypes.create_string_buffer(SIZE)
     start = ctypes.addressof(memory)

@@ -141,10 +141,10 @@ fn every_call(test: &str, kind: Kind) {
     }
     for follow in [Follow::Wait, Follow::Poll, Follow::Await, Follow::Drop] {
         let requests = vec![request(true, "staging", &far, "pool", 0, 4096)];
-        let notify = Some(format!("{follow:?}").into_bytes());
+        let notify = format!("{follow:?}").into_bytes();
         model.play(&requests[0]);
-        near.batch(BatchOrder { requests, follow, deadline_ms: None, notify: notify.clone() });
-        assert_eq!(far.note(20_000), Some((near.name.clone(), notify.unwrap())), "{follow:?}");
+        near.batch(BatchOrder { requests, follow, deadline_ms: None, notify: Some(notify.clone()) });
+        assert_eq!(far.note(20_000), Some((near.name.clone(), notify))), "{follow:?}");
         model.check(&mut near, &mut far, "the bytes were there before the notification");
     }
     assert_eq!(far.note(1), None);
@@ -257,15 +257,15 @@ fn four(test: &str, kind: Kind) {
             }
         }
     }
-    for i in 0..4 {
+    for (i, node) in nodes.iter_mut().enumerate() {
         let mut pool = filled(4 * PART, i as u64);
         let mut back = filled(4 * PART, 20 + i as u64);
         for j in (0..4).filter(|j| *j != i) {
             pool[j * PART..][..PART].copy_from_slice(&filled(PART, 10 + j as u64));
             back[j * PART..][..PART].copy_from_slice(&filled(PART, 10 + i as u64));
         }
-        assert!(nodes[i].holds("pool", &pool), "pool of node {i}");
-        assert!(nodes[i].holds("back", &back), "what node {i} read back");
+        assert!(node.holds("pool", &pool), "pool of node {i}");
+        assert!(node.holds("back", &back), "what node {i} read back");
     }
 }
 

@@ -196,9 +196,8 @@ impl Play {
         // What a request of the batch must come to: carried out, or refused before or after it was sent.
         let goes_well = |piece: &Piece| {
             let to = other(node, piece.other);
-            !piece.unequal
-                && !(piece.write && piece.buffer == "fixed")
-                && (piece.buffer != "extra" || model.extra_is_open[to])
+            let impossible = piece.unequal || piece.write && piece.buffer == "fixed";
+            !impossible && (piece.buffer != "extra" || model.extra_is_open[to])
         };
         let expected: Vec<bool> = pieces.iter().map(goes_well).collect();
         let statuses = match self.nodes[node].ask(Order::Batch(order)) {

@@ -105,6 +105,9 @@ struct Traffic {
 /// The node's process; does nothing in the program that was started first.
 pub(crate) fn serve() {
     let Ok(port) = std::env::var(LINE) else { return };
+    // `RUST_LOG=debug` shows what the engines of a failing test have to say.
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
     let setup: Setup = serde_json::from_str(&std::env::var(SETUP).unwrap()).unwrap();
     let mut line = TcpStream::connect((Ipv4Addr::LOCALHOST, port.parse().unwrap())).unwrap();
     line.set_nodelay(true).unwrap();
@@ -268,7 +271,7 @@ impl Node {
             }
             Order::Open(name) => {
                 self.segment(&name)?;
-                return Ok(self.view(&name)?);
+                return self.view(&name);
             }
             Order::Path(name) => return self.view(&name),
             Order::Close(name) => {
@@ -309,7 +312,11 @@ impl Node {
                             .and_then(|()| other.engine.submit(&mut batch)?.wait());
                         match ended {
                             Ok(()) => well += 1,
-                            Err(error) => errors.push(error.to_string()),
+                            Err(error) => {
+                                errors.push(error.to_string());
+                                // As a program would: not at once again.
+                                std::thread::sleep(Duration::from_millis(10));
+                            }
                         }
                     }
                     (well, errors)
