@@ -141,7 +141,7 @@ impl Inner {
         if let Some(segment) = known.filter(|segment| segment.epoch() != epoch) {
             self.errands.run(move || {
                 let now = Instant::now();
-                segment.mend(now, None, now + Duration::from_secs(3));
+                segment.mend(now, now + Duration::from_secs(3), |_| None);
             });
         }
     }
@@ -347,8 +347,12 @@ impl Engine {
         }
         self.inner.registrations_changed();
         let began = Instant::now();
-        let close = |region: Region| region.close(UNREGISTER_WAIT.saturating_sub(began.elapsed()));
-        regions.into_iter().map(close).fold(Ok(()), |first, next| first.and(next))
+        let mut outcome = Ok(());
+        for region in regions {
+            let closed = region.close(UNREGISTER_WAIT.saturating_sub(began.elapsed()));
+            outcome = outcome.and(closed);
+        }
+        outcome
     }
 
     /// The registration that holds the local bytes `addr..addr + len`, and their offset in it; of several the one that begins

@@ -194,7 +194,7 @@ impl Batch {
     fn push(&mut self, asked: Asked<'_>) -> Result<usize, Error> {
         let Asked { op, local, local_shape, segment, remote_shape, tag } = asked;
         let known = segment.known();
-        let remote = known.buffer_around(segment.name(), &remote_shape)?;
+        let remote = known.buffer_around(segment.name(), &remote_shape).inspect_err(|_| segment.doubt())?;
         let (right, wanted) = match op {
             Op::Write => (Access::WRITE, "writing"),
             Op::Read => (Access::READ, "reading"),

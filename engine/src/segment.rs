@@ -1,11 +1,12 @@
 //! Another engine's memory: what is known of it, and which way leads there.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use tcp_transport::{Peer, Shape};
 
+use crate::backoff::Backoff;
 use crate::control::{self, Answer, Ask, Note};
 use crate::engine::Inner as Engine;
 use crate::error::Error;
@@ -18,6 +19,9 @@ use crate::statistics::{PeerCounters, PeerStatistics};
 /// How long a peer has to answer when its requests have failed and it is asked what is the matter. Generous for a round trip, short for
 /// whoever waits.
 pub(crate) const MENDING: Duration = Duration::from_secs(2);
+
+/// How long what a peer has said is not doubted.
+const DOUBTING: Duration = Duration::from_millis(50);
 
 /// A peer engine's registered memory. Clones are the same segment; opening the same name twice gives the same one. May be used
 /// from any thread.
@@ -33,6 +37,8 @@ pub(crate) struct Inner {
     #[cfg(feature = "efa")]
     failover: crate::failover::Failover,
     mending: Mutex<Option<Mended>>,
+    /// There while the peer does not answer: when it is asked again.
+    lost: Mutex<Option<Backoff>>,
     pub(crate) counters: Arc<PeerCounters>,
 }
 
@@ -63,6 +69,7 @@ impl Segment {
             #[cfg(feature = "efa")]
             failover: crate::failover::Failover::new(&engine.settings),
             mending: Mutex::default(),
+            lost: Mutex::default(),
             counters: engine.counters(name),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -90,15 +97,19 @@ impl Segment {
         self.known().buffers().to_vec()
     }
 
-    /// The buffer with this label; of several the one with the lowest address.
+    /// The buffer with this label; of several the one with the lowest address. If the peer has told of none, it is asked again in the
+    /// background, so that a later call may find it; [`refresh`](Self::refresh) waits for that.
     ///
     /// # Errors
-    /// [`Error::Control`] if the peer has none.
+    /// [`Error::Control`] if the peer has none as far as is known.
     pub fn buffer(&self, label: &str) -> Result<RemoteBuffer, Error> {
         let known = self.known();
-        known.buffers().iter().find(|buffer| buffer.label() == label).cloned().ok_or_else(|| Error::Control {
-            segment: self.name().to_owned(),
-            reason: format!("it has no buffer called {label:?}"),
+        known.buffers().iter().find(|buffer| buffer.label() == label).cloned().ok_or_else(|| {
+            self.doubt();
+            Error::Control {
+                segment: self.name().to_owned(),
+                reason: format!("it has no buffer called {label:?}"),
+            }
         })
     }
 
@@ -271,9 +282,36 @@ impl Segment {
         }
     }
 
+    /// Something that a program wants is not in what is known: the peer is asked again in the background, now and then.
+    pub(crate) fn doubt(&self) {
+        let lately = |mended: &Mended| mended.began.elapsed() < DOUBTING;
+        match self.inner.mending.try_lock() {
+            Ok(mending) if !mending.as_ref().is_some_and(lately) => {}
+            // Somebody is about it, or was just now.
+            _ => return,
+        }
+        if let Ok(engine) = self.engine() {
+            let segment = self.clone();
+            engine.errands.run(move || {
+                let now = Instant::now();
+                segment.mend(now.checked_sub(DOUBTING).unwrap_or(now), now + MENDING, |_| None);
+            });
+        }
+    }
+
     /// Finds out what has become of a peer whose requests failed at or before `since`: asks it again, and tries its rails if
-    /// `rails` are in doubt. Requests of many threads that fail together lead to one round trip.
-    pub(crate) fn mend(&self, since: Instant, rails: Option<&str>, deadline: Instant) -> Condition {
+    /// `rails`, which is shown the answer, has a reason to doubt them. Requests of many threads that fail together lead to one
+    /// round trip.
+    pub(crate) fn mend(
+        &self,
+        since: Instant,
+        deadline: Instant,
+        rails: impl FnOnce(&Known) -> Option<String>,
+    ) -> Condition {
+        if deadline <= Instant::now() {
+            self.lose();
+            return Condition::Silent;
+        }
         let mut mending = self.inner.mending.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Mended { began, found }) = *mending
             && began >= since
@@ -282,22 +320,56 @@ impl Segment {
         }
         let began = Instant::now();
         let found = match self.refresh(deadline.min(began + MENDING)) {
-            Ok(()) => Condition::Alive(self.epoch()),
+            Ok(()) => {
+                if self.lost().take().is_some() {
+                    tracing::info!(segment = self.name(), "answers again");
+                }
+                Condition::Alive(self.epoch())
+            }
             Err(error) => {
                 tracing::debug!(segment = self.name(), %error, "does not answer");
+                if !self.lose()
+                    && let Some(backoff) = &mut *self.lost()
+                {
+                    backoff.failed(Instant::now());
+                }
                 Condition::Silent
             }
         };
         #[cfg(feature = "efa")]
         if found != Condition::Silent
-            && let Some(reason) = rails
+            && let Some(reason) = rails(&self.known())
         {
-            self.try_rails(reason);
+            self.try_rails(&reason);
         }
         #[cfg(not(feature = "efa"))]
         let _ = rails;
         *mending = Some(Mended { began, found });
         found
+    }
+
+    fn lost(&self) -> MutexGuard<'_, Option<Backoff>> {
+        self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The peer does not answer, or has not answered in time: it is asked again, with growing pauses, until it does. So a peer that
+    /// has been restarted is known again before anybody needs it. False if that is known already.
+    pub(crate) fn lose(&self) -> bool {
+        let mut lost = self.lost();
+        if lost.is_some() {
+            return false;
+        }
+        tracing::warn!(segment = self.name(), "does not answer; it is asked again until it does");
+        *lost = Some(Backoff::new(Instant::now()));
+        true
+    }
+
+    /// Whether the peer does not answer, and whether it is time to ask it again.
+    pub(crate) fn is_lost(&self) -> (bool, bool) {
+        match &mut *self.lost() {
+            Some(backoff) => (true, backoff.is_due(Instant::now())),
+            None => (false, false),
+        }
     }
 
     #[cfg(feature = "efa")]
