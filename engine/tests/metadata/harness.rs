@@ -42,6 +42,14 @@ impl Server {
         program: &'static str,
         arguments: fn(u16, &str) -> Vec<String>,
     ) -> Option<Self> {
+        Self::start_with(test, program, arguments)
+    }
+
+    pub(crate) fn start_with(
+        test: &str,
+        program: &'static str,
+        arguments: impl Fn(u16, &str) -> Vec<String>,
+    ) -> Option<Self> {
         if !Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok_and(|s| s.success()) {
             eprintln!("SKIP: {test}: {program} is not installed; `cargo xtask setup` installs it");
             return None;

@@ -88,3 +88,34 @@ fn one_that_never_stops() {
         while stream.write_all(&[b'x'; 65536]).is_ok() {}
     });
 }
+
+/// A server that says it has a gigabyte for us, and sends it, is hung up on before a fraction of it has come.
+#[test]
+fn a_gigabyte_is_refused_not_read() {
+    const GIGABYTE: usize = 1 << 30;
+    for scheme in ["etcd", "http"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serving = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 65536]);
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {GIGABYTE}\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes());
+            let (chunk, mut sent) = ([b'['; 65536], 0);
+            while sent < GIGABYTE && stream.write_all(&chunk).is_ok() {
+                sent += chunk.len();
+            }
+            sent
+        });
+        let mut options = Options::default();
+        options.timeout = Duration::from_secs(30);
+        let path = if scheme == "http" { "/metadata" } else { "" };
+        let directory =
+            Directory::connect(&format!("{scheme}://127.0.0.1:{port}{path}"), options).unwrap().unwrap();
+        let error = directory.lookup("name").unwrap_err().to_string();
+        assert!(error.contains("longer than"), "{scheme}: {error}");
+        drop(directory);
+        let sent = serving.join().unwrap();
+        assert!(sent < 100 << 20, "{scheme}: {sent} bytes were taken");
+    }
+}

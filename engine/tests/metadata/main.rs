@@ -8,3 +8,4 @@ mod harness;
 mod hostile;
 mod http;
 mod redis;
+mod tls;

@@ -2,7 +2,7 @@
 
 use crate::alone;
 use crate::cluster::{Cluster, Kind, LOCAL, Node, READ, READ_WRITE, filled, request, request_to};
-use crate::order::{BatchOrder, Follow, Order, Request, Where};
+use crate::order::{Answer, BatchOrder, Follow, Order, Request, Setup, Where};
 
 const LEN: usize = 1 << 20;
 
@@ -144,7 +144,7 @@ fn every_call(test: &str, kind: Kind) {
         let notify = format!("{follow:?}").into_bytes();
         model.play(&requests[0]);
         near.batch(BatchOrder { requests, follow, deadline_ms: None, notify: Some(notify.clone()) });
-        assert_eq!(far.note(20_000), Some((near.name.clone(), notify))), "{follow:?}");
+        assert_eq!(far.note(20_000), Some((near.name.clone(), notify)), "{follow:?}");
         model.check(&mut near, &mut far, "the bytes were there before the notification");
     }
     assert_eq!(far.note(1), None);
@@ -250,7 +250,7 @@ fn four(test: &str, kind: Kind) {
         }
         for node in &mut nodes {
             match node.hear() {
-                crate::order::Answer::Ended(ended) => {
+                Answer::Ended(ended) => {
                     assert_eq!((ended.result, ended.statuses.len()), (Ok(()), 3));
                 }
                 other => panic!("{other:?}"),
@@ -329,6 +329,77 @@ fn a_mixed_cluster_takes_the_best_path_to_each() {
     assert_eq!(plain.run(vec![request(true, "staging", &near, "pool", 0, 200_000)]).result, Ok(()));
     assert_eq!(strict.run(vec![request(false, "staging", &near, "pool", 0, 200_000)]).result, Ok(()));
     assert_eq!(strict.bytes("staging", 0, 200_000), staging[..200_000]);
+}
+
+/// Two cards on each side, and every source of the protocol in its turn: builder, file, and the variables in their order. The path
+/// is what the first of them says.
+#[test]
+fn the_first_source_that_says_something_decides() {
+    let test = "the_first_source_that_says_something_decides";
+    let Some(cluster) = Cluster::new(test, Kind::Auto) else { return };
+    let _alone = alone();
+    let far = cluster.node();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |protocol: &str| {
+        let path = folder.path().join(protocol);
+        std::fs::write(&path, format!("protocol = {protocol:?}")).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (tcp_file, auto_file) = (file("tcp"), file("auto"));
+    type Case<'a> = (Option<&'a str>, &'a [(&'a str, &'a str)], &'a str, &'a str);
+    let cases: [Case<'_>; 8] = [
+        (None, &[], "efa/", "default"),
+        (None, &[("MC_FORCE_TCP", "1")], "tcp/", "MC_FORCE_TCP"),
+        (None, &[("MC_FORCE_TCP", "1"), ("MOONCAKE_PROTOCOL", "rdma")], "efa/", "MOONCAKE_PROTOCOL"),
+        (None, &[("WEFT_PROTOCOL", "tcp"), ("MOONCAKE_PROTOCOL", "efa")], "tcp/", "WEFT_PROTOCOL"),
+        (None, &[("WEFT_PROTOCOL", "efa"), ("WEFT_CONFIG", &tcp_file)], "tcp/", "configuration file"),
+        (None, &[("MC_FORCE_TCP", "1"), ("WEFT_CONFIG", &auto_file)], "efa/", "configuration file"),
+        (Some("efa"), &[("WEFT_PROTOCOL", "tcp"), ("WEFT_CONFIG", &tcp_file)], "efa/", "builder"),
+        (Some("tcp"), &[("WEFT_PROTOCOL", "efa")], "tcp/", "builder"),
+    ];
+    for (builder, variables, path, source) in cases {
+        let mut command = cluster.command(true);
+        command.envs(variables.iter().copied());
+        let setup = Setup { protocol: builder.map(str::to_owned), ..Setup::default() };
+        let mut node = Node::start(command, setup);
+        let view = node.open(&far);
+        assert!(view.path.starts_with(path), "{builder:?} {variables:?}: {view:?}");
+        let settings = match node.must(Order::Settings) {
+            Answer::Text(text) => serde_json::from_str::<serde_json::Value>(&text).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let entries = settings.as_array().unwrap();
+        let protocol = entries.iter().find(|entry| entry["name"] == "protocol").unwrap();
+        assert!(protocol["source"].as_str().unwrap().contains(source), "{protocol}");
+    }
+}
+
+/// A registration that fails half way leaves nothing behind: no region, no page of a card, nothing that peers hear of.
+#[test]
+fn many_registrations_are_made_or_none() {
+    let test = "many_registrations_are_made_or_none";
+    let Some(cluster) = Cluster::new(test, Kind::EfaDirect) else { return };
+    let _alone = alone();
+    let (mut near, mut far) = (cluster.node(), cluster.node());
+    far.register("pool", 8192, READ_WRITE, 1);
+    let pages = |far: &mut Node| {
+        let all = far.statistics();
+        let nics = all["nics"].as_array().unwrap().clone();
+        (all["regions"].clone(), nics.into_iter().map(|nic| nic["pages"].clone()).collect::<Vec<_>>())
+    };
+    let before = pages(&mut far);
+    let many = || Order::RegisterMany { prefix: "m".into(), count: 10, len: 8192, access: READ_WRITE };
+    cluster.fault("register errno=12 nth=9");
+    let error = far.must_fail(many());
+    assert!(error.contains("8192"), "{error}");
+    cluster.heal();
+    assert_eq!(pages(&mut far), before);
+    assert_eq!(near.open(&far).buffers.len(), 1);
+    far.must(many());
+    near.must(Order::Refresh(far.name.clone()));
+    assert_eq!(near.open(&far).buffers.len(), 11);
+    far.must(Order::UnregisterMany { prefix: "m".into() });
+    assert_eq!(pages(&mut far), before);
 }
 
 /// Who chose the protocol, and that each choice is carried out.

@@ -1,7 +1,7 @@
 //! Starting nodes, with or without software EFA cards, and talking to them.
 
 use std::io;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -43,7 +43,7 @@ impl Kind {
     }
 
     pub(crate) fn setup(self) -> Setup {
-        let setup = |protocol: &str| Setup { protocol: protocol.into(), ..Setup::default() };
+        let setup = |protocol: &str| Setup { protocol: Some(protocol.into()), ..Setup::default() };
         match self {
             Self::Tcp => setup("tcp"),
             Self::Encrypted => {
@@ -117,22 +117,24 @@ impl Cluster {
     }
 
     pub(crate) fn node_with(&self, setup: Setup, with_cards: bool) -> Node {
-        Node::start(&self.command(with_cards), setup)
+        Node::start(self.command(with_cards), setup)
     }
 
-    fn command(&self, with_cards: bool) -> impl Fn() -> Command {
-        move || {
-            let mut command = Command::new(std::env::current_exe().unwrap());
-            if let (true, Some(cards), Some(library)) = (with_cards, &self.cards, &self.library) {
-                command.env("FABRIC_LIBRARY", library).env_remove("LD_LIBRARY_PATH");
-                let providers = library.parent().unwrap().join("libfabric");
-                if providers.is_dir() {
-                    command.env("FI_PROVIDER_PATH", providers);
-                }
-                cards.prepare(&mut command);
-            }
-            command
+    pub(crate) fn command(&self, with_cards: bool) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        // What the tests' own environment says must not decide.
+        for name in ["WEFT_PROTOCOL", "MOONCAKE_PROTOCOL", "MC_FORCE_TCP", "WEFT_CONFIG"] {
+            command.env_remove(name);
         }
+        if let (true, Some(cards), Some(library)) = (with_cards, &self.cards, &self.library) {
+            command.env("FABRIC_LIBRARY", library).env_remove("LD_LIBRARY_PATH");
+            let providers = library.parent().unwrap().join("libfabric");
+            if providers.is_dir() {
+                command.env("FI_PROVIDER_PATH", providers);
+            }
+            cards.prepare(&mut command);
+        }
+        command
     }
 
     /// Tells the cards what shall go wrong.
@@ -148,27 +150,24 @@ impl Cluster {
 /// A node's process, and the line to it.
 pub(crate) struct Node {
     child: Child,
-    line: TcpStream,
+    line: UnixStream,
     pub(crate) name: String,
     pub(crate) setup: Setup,
 }
 
 impl Node {
-    pub(crate) fn start(command: &impl Fn() -> Command, setup: Setup) -> Self {
-        Self::try_start(command(), setup).unwrap_or_else(|error| panic!("a node does not start: {error}"))
+    pub(crate) fn start(command: Command, setup: Setup) -> Self {
+        Self::try_start(command, setup).unwrap_or_else(|error| panic!("a node does not start: {error}"))
     }
 
     /// Starts a node; the error is what its engine said.
     pub(crate) fn try_start(mut command: Command, setup: Setup) -> Result<Self, String> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        // What the tests' own environment says must not decide.
-        for name in ["WEFT_PROTOCOL", "MOONCAKE_PROTOCOL", "MC_FORCE_TCP", "WEFT_CONFIG"] {
-            command.env_remove(name);
-        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("line");
+        let listener = UnixListener::bind(&path).unwrap();
         let mut child = command
             .args(["--exact", "node", "--nocapture", "--test-threads=1"])
-            .env(LINE, port.to_string())
+            .env(LINE, &path)
             .env(SETUP, serde_json::to_string(&setup).unwrap())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -192,7 +191,6 @@ impl Node {
         };
         line.set_nonblocking(false).unwrap();
         line.set_read_timeout(Some(PATIENCE)).unwrap();
-        line.set_nodelay(true).unwrap();
         match receive(&mut line).unwrap() {
             Answer::Text(name) => Ok(Self { child, line, name, setup }),
             Answer::Failed(error) => {

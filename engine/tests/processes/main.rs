@@ -10,6 +10,7 @@ mod failover;
 mod handover;
 mod lives;
 mod model;
+mod namespaces;
 mod node;
 mod order;
 

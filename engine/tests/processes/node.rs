@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,20 +18,20 @@ use serde::de::DeserializeOwned;
 
 use crate::order::{Answer, BatchOrder, Ended, Follow, Order, Setup, View, Where, checksum, pattern};
 
-/// Where the line is, and the setup as JSON.
+/// Where the line is (a Unix socket, which leads into network namespaces, too), and the setup as JSON.
 pub(crate) const LINE: &str = "ENGINE_TEST_LINE";
 pub(crate) const SETUP: &str = "ENGINE_TEST_SETUP";
 
 /// Longest wait of a node for anything that it was not told a limit for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(crate) fn send(line: &mut TcpStream, message: &impl Serialize) -> io::Result<()> {
+pub(crate) fn send(line: &mut UnixStream, message: &impl Serialize) -> io::Result<()> {
     let bytes = postcard::to_stdvec(message).map_err(io::Error::other)?;
     line.write_all(&(bytes.len() as u64).to_le_bytes())?;
     line.write_all(&bytes)
 }
 
-pub(crate) fn receive<T: DeserializeOwned>(line: &mut TcpStream) -> io::Result<T> {
+pub(crate) fn receive<T: DeserializeOwned>(line: &mut UnixStream) -> io::Result<T> {
     let mut len = [0; 8];
     line.read_exact(&mut len)?;
     let mut bytes = vec![0; u64::from_le_bytes(len) as usize];
@@ -104,13 +104,12 @@ struct Traffic {
 
 /// The node's process; does nothing in the program that was started first.
 pub(crate) fn serve() {
-    let Ok(port) = std::env::var(LINE) else { return };
+    let Ok(path) = std::env::var(LINE) else { return };
     // `RUST_LOG=debug` shows what the engines of a failing test have to say.
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
     let setup: Setup = serde_json::from_str(&std::env::var(SETUP).unwrap()).unwrap();
-    let mut line = TcpStream::connect((Ipv4Addr::LOCALHOST, port.parse().unwrap())).unwrap();
-    line.set_nodelay(true).unwrap();
+    let mut line = UnixStream::connect(path).unwrap();
     let engine = match build(&setup) {
         Ok(engine) => engine,
         Err(error) => {
@@ -140,7 +139,10 @@ pub(crate) fn serve() {
 }
 
 fn build(setup: &Setup) -> Result<Engine, Error> {
-    let mut builder = Engine::builder().protocol(setup.protocol.parse()?).same_host(setup.same_host);
+    let mut builder = Engine::builder().same_host(setup.same_host);
+    if let Some(protocol) = &setup.protocol {
+        builder = builder.protocol(protocol.parse()?);
+    }
     if let Some(name) = &setup.name {
         builder = builder.name(name);
     }

@@ -8,8 +8,8 @@ pub(crate) struct Setup {
     pub(crate) name: Option<String>,
     /// `host:port`; a free port of 127.0.0.1 without it.
     pub(crate) listen: Option<String>,
-    /// `auto`, `efa` or `tcp`.
-    pub(crate) protocol: String,
+    /// `auto`, `efa` or `tcp`; without it the environment decides.
+    pub(crate) protocol: Option<String>,
     pub(crate) provider: Option<String>,
     pub(crate) same_host: bool,
     pub(crate) secret: Option<String>,
