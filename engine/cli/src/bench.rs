@@ -2,12 +2,12 @@
 //!
 //! | chapter | what it is |
 //! |---|---|
-//! | [`grid`] | the cases: block size × batch size × threads |
-//! | [`worker`] | the traffic of one thread |
-//! | [`measure`] | latencies by stage, and what they come to |
-//! | [`check`] | verification of every byte, before and after measuring |
-//! | [`rows`] | results as JSON rows and as a table |
-//! | [`plot`] | the same as an SVG |
+//! | `grid` | the cases: block size × batch size × threads |
+//! | `worker` | the traffic of one thread |
+//! | `measure` | latencies by stage, and what they come to |
+//! | `check` | verification of every byte, before and after measuring |
+//! | `rows` | results as JSON rows and as a table |
+//! | `plot` | the same as an SVG |
 //!
 //! # What is measured
 //!
@@ -142,11 +142,20 @@ pub(crate) struct Outcome {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, output: &Output) -> Result<(), Failure> {
-    let grid = Grid::new(&args.block_size, &args.batch_size, &args.threads);
+    let mut grid = Grid::new(&args.block_size, &args.batch_size, &args.threads);
     let (engine, segment) = args.to_peer.open(&args.target)?;
     #[cfg(feature = "prometheus")]
     let _exporter = args.metrics.map(|addr| crate::metrics::Exporter::start(addr, &engine)).transpose()?;
     let buffer = choose_buffer(&segment, args.buffer.as_deref())?;
+    if args.sweep {
+        match grid.keep_fitting(args.depth, &buffer, args.verify) {
+            0 => {}
+            left_out => output.remark(format!(
+                "{left_out} cases do not fit into the target's buffer of {} and are left out; `weft serve --size 4G` takes them all",
+                bytes(buffer.len())
+            )),
+        }
+    }
     grid.fits(args.depth, &buffer, args.verify)?;
     segment
         .warm_up(Instant::now() + args.to_peer.connect_timeout)
@@ -184,8 +193,26 @@ pub(crate) fn run(args: &Args, output: &Output) -> Result<(), Failure> {
         }
     }
     report(args, &path, &outcomes, quiet, output)?;
+    incidents(&setting, &path, output);
     setting.engine.shutdown(Instant::now() + Duration::from_secs(1));
     Ok(())
+}
+
+/// Says what happened on the way that the figures do not show.
+fn incidents(setting: &Setting, path: &rows::PathName, output: &Output) {
+    let now = rows::PathName::of(&setting.segment);
+    if now != *path {
+        let reason = setting.segment.path_reason();
+        output.warning(format!("the path changed to {now} ({reason}); the figures are of both"));
+    }
+    let statistics = setting.segment.statistics();
+    let retries = statistics.retries + setting.engine.statistics().tcp.retries;
+    if retries + statistics.failovers + statistics.restarts > 0 {
+        output.warning(format!(
+            "on the way {retries} slices were sent again, the peer was moved to TCP {} times and restarted {} times",
+            statistics.failovers, statistics.restarts
+        ));
+    }
 }
 
 fn measure_case(setting: &Setting, case: Case, args: &Args, output: &Output) -> Result<Outcome, Failure> {

@@ -2,11 +2,11 @@
 //!
 //! | chapter | what it is |
 //! |---|---|
-//! | [`facts`] | what the kernel tells: cards, memory, limits, network settings |
-//! | [`fabric`] | what libfabric tells, and what our transport would make of it |
-//! | [`paths`] | which way each kind of transfer takes |
-//! | [`advice`] | what is good, what is slow, what to do |
-//! | [`report`] | all of it in words |
+//! | `facts` | what the kernel tells: cards, memory, limits, network settings |
+//! | `fabric` | what libfabric tells, and what our transport would make of it |
+//! | `paths` | which way each kind of transfer takes |
+//! | `advice` | what is good, what is slow, what to do |
+//! | `report` | all of it in words |
 //!
 //! Facts are read from files below a root, which need not be this machine's; only libfabric is always asked here.
 

@@ -89,6 +89,12 @@ impl Output {
         let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
     }
 
+    /// Something that makes the result worth less, on stderr.
+    pub(crate) fn warning(&self, text: impl AsRef<str>) {
+        let head = paint(self.stderr_color, "1;33", "warning:");
+        let _ = writeln!(io::stderr().lock(), "{head} {}", text.as_ref());
+    }
+
     /// Why the command ends badly, on stderr.
     pub(crate) fn error(&self, failure: &Failure) {
         let head = paint(self.stderr_color, "1;31", "error:");

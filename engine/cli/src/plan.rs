@@ -1,7 +1,7 @@
 //! `weft plan`: what the registration planner would do with given buffers and NICs.
 //!
 //! NICs are those of this machine, those of a sysfs tree, a number of default cards, or those of a file; buffers are given by
-//! arguments or the same file ([`spec`]). Nothing is registered.
+//! arguments or the same file (`spec`). Nothing is registered.
 
 pub(crate) mod spec;
 

@@ -88,12 +88,9 @@ fn normalised(text: &str, machine: &Machine) -> String {
     let line = |line: &str| {
         let trimmed = line.trim_start();
         let indent = &line[..line.len() - trimmed.len()];
-        if trimmed.starts_with("libfabric's providers: ") {
+        if let Some(names) = trimmed.strip_prefix("libfabric's providers: ") {
             // Which software providers a build has is up to its builder.
-            let efa: Vec<&str> = trimmed["libfabric's providers: ".len()..]
-                .split(", ")
-                .filter(|name| name.starts_with("efa/"))
-                .collect();
+            let efa: Vec<&str> = names.split(", ").filter(|name| name.starts_with("efa/")).collect();
             let others =
                 if efa.is_empty() { "PROVIDERS".to_owned() } else { format!("{}, OTHERS", efa.join(", ")) };
             format!("{indent}libfabric's providers: {others}")

@@ -268,7 +268,22 @@ fn a_sweep_is_drawn_with_titles_axes_units_and_legend() {
         "--duration",
         "30ms",
     ]);
-    run(command.arg("--plot").arg(&plot)).expect(0);
+    let swept = run(command.arg("--plot").arg(&plot)).expect(0);
+    assert_eq!(swept.stderr, "", "everything fits");
+    let left_out = weft_with([
+        "bench",
+        "--target",
+        &name,
+        "--sweep",
+        "--duration",
+        "1ms",
+        "--threads",
+        "1",
+        "--batch-size",
+        "16,1024",
+    ])
+    .expect(0);
+    assert!(left_out.stderr.contains("7 cases do not fit"), "{}", left_out.stderr);
     let text = std::fs::read_to_string(&plot).unwrap();
     let svg = roxmltree::Document::parse(&text).unwrap();
     assert_eq!(svg.root_element().tag_name().name(), "svg");

@@ -22,6 +22,15 @@ impl Case {
         self.block * self.batch
     }
 
+    /// Bytes that the target's buffer must have.
+    ///
+    /// Threads and batches in flight each have a place of their own there, so that what is verified is not overwritten by
+    /// another. Without verification only one batch has to fit: places are shared then.
+    fn need(&self, depth: u64, verify: bool) -> u128 {
+        let places = if verify { u128::from(self.threads) * u128::from(depth) } else { 1 };
+        u128::from(self.block) * u128::from(self.batch) * places
+    }
+
     /// As a heading of progress.
     pub(crate) fn short(&self) -> String {
         format!("{} × {} × {}", bytes(self.block), self.batch, self.threads)
@@ -49,27 +58,37 @@ impl Grid {
         self.cases.iter().copied()
     }
 
-    /// Whether the target's buffer is large enough for each case.
-    ///
-    /// Threads and batches in flight each have a place of their own there, so that what is verified is not overwritten by
-    /// another. Without verification only one batch has to fit: places are shared then.
+    /// Whether the target's buffer is large enough for each case, and there is one.
     pub(crate) fn fits(&self, depth: u64, buffer: &RemoteBuffer, verify: bool) -> Result<(), Failure> {
+        if self.cases.is_empty() {
+            return Err(Failure::Usage(format!(
+                "no case fits into the target's buffer {:?} of {}: start it with `weft serve --size`, or ask for less",
+                buffer.label(),
+                bytes(buffer.len())
+            )));
+        }
         for case in &self.cases {
-            let batch = u128::from(case.block) * u128::from(case.batch);
-            let places = if verify { u128::from(case.threads) * u128::from(depth) } else { 1 };
-            if batch * places > u128::from(buffer.len()) {
+            let need = case.need(depth, verify);
+            if need > u128::from(buffer.len()) {
                 return Err(Failure::Usage(format!(
-                    "batches of {} blocks of {}, {places} at a time, need {} of memory; the target's buffer {:?} has {}: \
+                    "batches of {} blocks of {} need {} of memory for all that are in flight; the target's buffer {:?} has {}: \
                      start it with `weft serve --size`, or ask for less",
                     case.batch,
                     bytes(case.block),
-                    bytes(u64::try_from(batch * places).unwrap_or(u64::MAX)),
+                    bytes(u64::try_from(need).unwrap_or(u64::MAX)),
                     buffer.label(),
                     bytes(buffer.len())
                 )));
             }
         }
         Ok(())
+    }
+
+    /// Leaves out what does not fit into the buffer; returns how many cases that were.
+    pub(crate) fn keep_fitting(&mut self, depth: u64, buffer: &RemoteBuffer, verify: bool) -> usize {
+        let before = self.cases.len();
+        self.cases.retain(|case| case.need(depth, verify) <= u128::from(buffer.len()));
+        before - self.cases.len()
     }
 }
 

@@ -161,7 +161,7 @@ fn latency(area: &Area<'_>, series: &[Series<'_>]) -> Drawn {
         .margin(15)
         .x_label_area_size(45)
         .y_label_area_size(70)
-        .build_cartesian_2d(BlockSizes::of(series), (least * 0.6..most * 3.0).log_scale())?;
+        .build_cartesian_2d(BlockSizes::of(series), (least * 0.6..most * 4.0).log_scale())?;
     chart
         .configure_mesh()
         .x_desc("block size (bytes, binary units)")
@@ -183,6 +183,7 @@ fn latency(area: &Area<'_>, series: &[Series<'_>]) -> Drawn {
             .draw_series(LineSeries::new(median, color.stroke_width(2)).point_size(4))?
             .label(format!("{}: p50", one.label))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], color.stroke_width(2)));
+        chart.draw_series(late.iter().map(|point| TriangleMarker::new(*point, 5, color.filled())))?;
         chart
             .draw_series(DashedLineSeries::new(late, 6, 4, color.stroke_width(2)))?
             .label(format!("{}: p99", one.label))

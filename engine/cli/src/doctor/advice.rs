@@ -38,12 +38,13 @@ pub(crate) struct Advice {
 
 /// Everything that there is to say, the gravest first.
 pub(crate) fn advise(facts: &Facts) -> Vec<Advice> {
-    let rules: [fn(&Facts, &mut Vec<Advice>); 11] = [
+    let rules: [fn(&Facts, &mut Vec<Advice>); 12] = [
         sysfs,
         cards_without_driver,
         cards_without_libfabric,
         old_libfabric,
         environment,
+        device_memory,
         locked_memory,
         emulation,
         huge_pages,
@@ -182,6 +183,19 @@ fn environment(facts: &Facts, advice: &mut Vec<Advice>) {
     }
 }
 
+fn device_memory(facts: &Facts, advice: &mut Vec<Advice>) {
+    let Some(path) = facts.fabric.path.as_ref().filter(|path| !path.device_memory && facts.gpus() > 0) else {
+        return;
+    };
+    add(
+        advice,
+        Grade::Slow,
+        format!("{} does not register GPU memory, so it goes through host memory and TCP", path.name()),
+        "NVIDIA's open kernel modules export GPU memory to the cards (dmabuf), older ones need efa_nv_peermem; libfabric must be built with CUDA \
+         (AWS's EFA installer's is), and `fi_info -p efa -c FI_HMEM` lists the cards then",
+    );
+}
+
 fn locked_memory(facts: &Facts, advice: &mut Vec<Advice>) {
     // Providers over sockets lock nothing.
     if facts.cards().next().is_none() {
@@ -314,15 +328,13 @@ fn tcp(facts: &Facts, advice: &mut Vec<Advice>) {
 }
 
 fn files(facts: &Facts, advice: &mut Vec<Advice>) {
-    if let Some(Limit::At(limit)) = facts.limits.open_files {
-        if limit < FILES {
-            add(
-                advice,
-                Grade::Note,
-                format!("this process may have {limit} files open; each TCP peer takes up to four"),
-                "`ulimit -n 65536`; in systemd units LimitNOFILE=65536",
-            );
-        }
+    if let Some(Limit::At(limit @ ..FILES)) = facts.limits.open_files {
+        add(
+            advice,
+            Grade::Note,
+            format!("this process may have {limit} files open; each TCP peer takes up to four"),
+            "`ulimit -n 65536`; in systemd units LimitNOFILE=65536",
+        );
     }
 }
 

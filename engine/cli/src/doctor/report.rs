@@ -75,6 +75,9 @@ fn found(facts: &Facts) -> Vec<String> {
             lines.push(format!("  each NIC takes {depth} operations at a time"));
         }
     }
+    if !facts.modules.is_empty() {
+        lines.push(format!("kernel modules: {}", facts.modules.join(", ")));
+    }
     lines.push(memory(facts));
     lines.push(format!("locked memory: {}", limit(facts.limits.locked_memory_bytes, bytes)));
     lines.push(match facts.same_host_refused() {
