@@ -15,6 +15,23 @@ use crate::settings::{Mooncake, Secret, Settings};
 
 /// Sets up an [`Engine`]. Every setting has a default, and can come from a file or the environment instead: see
 /// [`settings`](crate::settings).
+///
+/// ```
+/// use std::time::Duration;
+/// use engine::{Engine, Protocol, Source};
+///
+/// let engine = Engine::builder()
+///     .listen(([127, 0, 0, 1], 0).into())
+///     .protocol(Protocol::Auto)
+///     .secret("sixteen random bytes or more")
+///     .timeout(Duration::from_secs(10))
+///     .build()?;
+/// assert_eq!(engine.protocol(), (Protocol::Auto, Source::Builder));
+/// for entry in engine.settings().entries() {
+///     println!("{} = {} ({})", entry.name, entry.value, entry.source);
+/// }
+/// # Ok::<(), engine::Error>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct Builder {

@@ -277,7 +277,7 @@ impl Engine {
         Ok(region)
     }
 
-    /// Registers all of these, or none. Peers hear of them together. NICs register small buffers first, which is faster.
+    /// Registers all of these, or none. Peers that ask from then on hear of all of them. NICs register small buffers first, which is faster.
     /// The regions come in the order of the buffers.
     ///
     /// # Errors
@@ -456,6 +456,27 @@ impl Engine {
 
     /// Counts the writes with `tag` ([`Batch::write_with_tag`]) that arrive from the engine called `peer` (its
     /// [`name`](Self::name)), those included that came before this call. Costs no thread and no message of the peer's program.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use engine::{Access, Batch, Engine, HostMemory};
+    /// # let deadline = Instant::now() + Duration::from_secs(10);
+    /// # let (decode, prefill) = (Engine::builder().build()?, Engine::builder().build()?);
+    /// decode.register("kv", HostMemory::new(1 << 20)?, Access::WRITE)?;
+    /// let layers = decode.arrivals(prefill.name(), 7)?;
+    ///
+    /// # let local = prefill.register("staging", HostMemory::new(4096)?, Access::LOCAL)?;
+    /// # let segment = prefill.open(decode.name(), deadline)?;
+    /// # let kv = segment.buffer("kv")?;
+    /// let mut batch = Batch::new();
+    /// for layer in 0..80 {
+    ///     batch.write_with_tag(&local, local.range(0, 4096), &segment, kv.range(layer * 4096, 4096), 7)?;
+    /// }
+    /// prefill.submit(&mut batch)?;
+    ///
+    /// assert!(layers.wait(80, deadline), "all layers are there");
+    /// # Ok::<(), engine::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Unavailable`] when 65 536 other peers have been counted or met, or for a name of more than 300 bytes.

@@ -23,6 +23,39 @@ pub enum Status {
 
 /// A submitted batch. Each of its requests ends exactly once, at its deadline at the latest. Dropping the handle lets them
 /// run on. It is a [`Future`] too, for any executor. May be used from several threads at once.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use engine::{Access, Batch, Engine, Error, HostMemory, Status};
+///
+/// # fn main() -> Result<(), Error> {
+/// # let deadline = Instant::now() + Duration::from_secs(10);
+/// # let target = Engine::builder().build()?;
+/// # target.register("pool", HostMemory::new(8192)?, Access::READ_WRITE)?;
+/// let engine = Engine::builder().build()?;
+/// let local = engine.register("local", HostMemory::new(8192)?, Access::LOCAL)?;
+/// let segment = engine.open(target.name(), deadline)?;
+/// let pool = segment.buffer("pool")?;
+/// let mut batch = Batch::new();
+/// batch.set_deadline(Duration::from_secs(5));
+/// let read = batch.read(&local, local.range(0, 4096), &segment, pool.range(4096, 4096))?;
+/// let write = batch.write(&local, local.range(4096, 4096), &segment, pool.range(0, 4096))?;
+/// let handle = engine.submit(&mut batch)?;
+///
+/// // A program with a loop of its own looks now and then …
+/// while handle.poll().is_none() {
+///     std::thread::yield_now();
+/// }
+/// assert!(matches!(handle.status(read), Status::Done));
+/// assert!(matches!(handle.status(write), Status::Done));
+///
+/// // … an async one awaits it.
+/// async fn transfer(engine: &Engine, batch: &mut Batch) -> Result<(), Error> {
+///     engine.submit(batch)?.await
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct BatchHandle {
     /// There until the handle is dropped.
     flight: Option<Arc<Flight>>,

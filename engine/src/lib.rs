@@ -3,15 +3,16 @@
 //! An [`Engine`] is what a process opens once. It registers memory ([`Engine::register`]) so that peers can read or write it
 //! without its program taking part, and opens the memory of peers as [`Segment`]s ([`Engine::open`]). Reads and writes between
 //! the two are collected in a [`Batch`], submitted, and followed to their end by a [`BatchHandle`]: by blocking, by polling or by
-//! awaiting. [`Segment::notify`] tells a peer's program that something is ready for it.
+//! awaiting. [`Segment::notify`], [`Batch::notify_on_completion`] and [`Engine::arrivals`] tell a peer's program that something is
+//! ready for it.
 //!
 //! The crate decides and does not move bytes. Which way a segment's requests go is chosen when it is opened, from what both
 //! sides have ([`Protocol`]): libfabric through efa-transport, or TCP through tcp-transport, which also knows a shorter way
-//! between processes of one host. The choice and its reason are logged, [`Segment::path`] tells it, and a path that was asked
-//! for by name is never replaced in silence.
+//! between processes of one host. The choice and its reason are logged, [`Segment::path`] and [`Segment::path_reason`] tell them, and a
+//! path that was asked for by name is never replaced in silence.
 //!
 //! It is not a store, a scheduler or a message queue: it knows nothing about keys, pages or models. Names are addresses
-//! (`host:port`); no server is needed for peers to find each other.
+//! (`host:port`), and no server is needed for peers to find each other; with a [metadata] server names can be anything.
 //!
 //! # Example
 //!
@@ -47,6 +48,23 @@
 //! # Ok(())
 //! # }
 //! ```
+
+//! # When something fails
+//!
+//! Each request ends exactly once, at its deadline at the latest, and [`BatchHandle::quiesced`] says whether its memory is free of the
+//! network. A request is for the registration that it was made for: if the peer has unregistered that memory, or has been restarted,
+//! it fails, and nothing is written to whatever lies at the address now.
+//!
+//! What can be put right without the program is: a peer that was restarted, or has registered anew, is asked for its buffers again, and one
+//! that does not answer is looked for until it does, so later batches succeed. With [`Protocol::Auto`], requests that fail because a
+//! peer's last libfabric rail has died are sent over TCP, when nothing of the first attempt can touch memory any more; the peer's
+//! traffic stays there until a rail works again. The log, the path and [`Engine::statistics`] say so.
+//!
+//! # Where to read on
+//!
+//! A batch's way: `request` (what is asked for) → `segment` and `known` (which peer, which buffer, which way) → `flight` (what becomes
+//! of it) → `failover`, `kept` (if that is TCP in the end). `node` and `control` are what engines tell each other; `warden` and `errands` do
+//! what nobody waits for. [`settings`] lists every setting, [`metadata`] the stores.
 
 #![deny(unsafe_code)]
 

@@ -232,3 +232,135 @@ impl fmt::Debug for Lease {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use super::*;
+
+    const TTL: Duration = Duration::from_millis(60);
+
+    /// A server in memory, without leases, that can be switched off.
+    #[derive(Debug, Default)]
+    struct Shelf {
+        entries: Mutex<HashMap<String, Vec<u8>>>,
+        off: AtomicBool,
+        calls: AtomicUsize,
+    }
+
+    impl Shelf {
+        fn answer(&self) -> Result<MutexGuard<'_, HashMap<String, Vec<u8>>>, Error> {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            if self.off.load(Ordering::Relaxed) {
+                let (store, action) = ("shelf".into(), "anything".into());
+                return Err(Error::Metadata { store, action, reason: "it is off".into() });
+            }
+            Ok(lock(&self.entries))
+        }
+
+        fn holds(&self, key: &str) -> Option<Vec<u8>> {
+            lock(&self.entries).get(key).cloned()
+        }
+    }
+
+    impl Store for Arc<Shelf> {
+        fn server(&self) -> &str {
+            "shelf"
+        }
+        fn lookup(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+            Ok(self.answer()?.get(key).cloned())
+        }
+        fn publish(&self, key: &str, value: &[u8], _: Duration) -> Result<(), Error> {
+            self.answer()?.insert(key.into(), value.into());
+            Ok(())
+        }
+        fn renew(&self, key: &str, value: &[u8], _: Duration) -> Result<Renewal, Error> {
+            let mut entries = self.answer()?;
+            match entries.get(key) {
+                Some(there) if there != value => Ok(Renewal::Taken),
+                Some(_) => Ok(Renewal::Kept),
+                None => {
+                    entries.insert(key.into(), value.into());
+                    Ok(Renewal::Restored)
+                }
+            }
+        }
+        fn remove(&self, key: &str, value: &[u8]) -> Result<(), Error> {
+            let mut entries = self.answer()?;
+            if entries.get(key).is_some_and(|there| there == value) {
+                entries.remove(key);
+            }
+            Ok(())
+        }
+    }
+
+    fn keeper() -> (Arc<Shelf>, Arc<Keeper>) {
+        let shelf = Arc::new(Shelf::default());
+        (Arc::clone(&shelf), Arc::new(Keeper::new(Arc::new(Arc::clone(&shelf)), TTL)))
+    }
+
+    fn until(what: &str, is_so: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !is_so() {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_value_that_was_not_taken_comes_later_and_is_not_mistaken_for_another_node() {
+        let (shelf, keeper) = keeper();
+        let lease = keeper.publish("k".into(), b"old".to_vec()).unwrap();
+        shelf.off.store(true, Ordering::Relaxed);
+        assert!(lease.update(b"new".to_vec()).is_err());
+        assert_eq!(shelf.holds("k").as_deref(), Some(&b"old"[..]));
+        shelf.off.store(false, Ordering::Relaxed);
+        until("the new value is published", || shelf.holds("k").as_deref() == Some(b"new"));
+    }
+
+    #[test]
+    fn every_lease_is_renewed_and_none_after_its_end() {
+        let (shelf, keeper) = keeper();
+        let leases: Vec<_> = (0..20).map(|n| keeper.publish(format!("k{n}"), vec![n]).unwrap()).collect();
+        lock(&shelf.entries).clear();
+        until("all are there again", || lock(&shelf.entries).len() == 20);
+        for lease in leases {
+            // Renewals are going on meanwhile; none of them may bring it back.
+            lease.withdraw().unwrap();
+        }
+        assert!(lock(&shelf.entries).is_empty());
+        let seen = shelf.calls.load(Ordering::Relaxed);
+        drop(keeper);
+        assert_eq!(shelf.calls.load(Ordering::Relaxed), seen, "the thread has ended");
+        assert!(lock(&shelf.entries).is_empty());
+    }
+
+    /// A server that is away is asked often enough to be noticed when it is back, and not without pause.
+    #[test]
+    fn failures_are_tried_again_with_pauses() {
+        let (shelf, keeper) = keeper();
+        let _lease = keeper.publish("k".into(), b"v".to_vec()).unwrap();
+        shelf.off.store(true, Ordering::Relaxed);
+        lock(&shelf.entries).clear();
+        let (before, begun) = (shelf.calls.load(Ordering::Relaxed), Instant::now());
+        until("it is tried again", || shelf.calls.load(Ordering::Relaxed) >= before + 5);
+        assert!(begun.elapsed() >= TTL, "5 attempts in {:?}", begun.elapsed());
+        shelf.off.store(false, Ordering::Relaxed);
+        until("it is published again", || shelf.holds("k").is_some());
+    }
+
+    #[test]
+    fn what_no_server_should_see_is_refused() {
+        let (shelf, keeper) = keeper();
+        let lease = keeper.publish("k".into(), b"v".to_vec()).unwrap();
+        for (key, value) in
+            [("k\n".to_owned(), 1), ("k".repeat(1025), 1), ("big".into(), super::super::MAX_VALUE_BYTES + 1)]
+        {
+            assert!(keeper.publish(key, vec![0; value]).is_err());
+        }
+        assert!(lease.update(vec![0; super::super::MAX_VALUE_BYTES + 1]).is_err());
+        assert_eq!(shelf.holds("k").as_deref(), Some(&b"v"[..]), "and nothing has changed");
+        assert_eq!(lock(&shelf.entries).len(), 1);
+    }
+}
