@@ -2,7 +2,7 @@
 
 use std::future::Future as _;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError, RwLock, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use engine::{BatchHandle, Status};
 use pyo3::prelude::*;
 
 use crate::error::{OrRaise as _, raise};
-use crate::ranges::{self, Ranges};
+use crate::ranges;
 use crate::wait::{self, Wake};
 
 /// Reads and writes to be submitted together, to one peer or to many.
@@ -38,6 +38,10 @@ impl Batch {
         Ok(Self { engine, inner: Mutex::new(batch) })
     }
 
+    fn inner(&self) -> MutexGuard<'_, engine::Batch> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn push(
         &self,
         op: Op,
@@ -46,22 +50,36 @@ impl Batch {
     ) -> PyResult<usize> {
         let (region, from) = ranges::local(local)?;
         let (segment, to) = ranges::remote(remote)?;
-        let push = |region: &engine::Region, near: &Ranges, segment: &engine::Segment, far: &Ranges| {
-            let mut batch = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            match op {
-                Op::Read => batch.read(region, near.shape(), segment, far.shape()),
-                Op::Write => batch.write(region, near.shape(), segment, far.shape()),
-            }
+        let mut batch = self.inner();
+        let pushed = match op {
+            Op::Read => batch.read(&region, from.shape(), &segment, to.shape()),
+            Op::Write => batch.write(&region, from.shape(), &segment, to.shape()),
         };
-        push(&region, &from, &segment, &to).or_raise(local.py())
+        drop(batch);
+        pushed.or_raise(local.py())
     }
 }
 
 #[pymethods]
 impl Batch {
-    /// Adds a write of local memory to a peer's; returns the request's index. A write that is done is visible to the peer.
-    fn write(&self, local: &Bound<'_, PyAny>, remote: &Bound<'_, PyAny>) -> PyResult<usize> {
-        self.push(Op::Write, local, remote)
+    /// Adds a write of local memory to a peer's; returns the request's index. A write that is done is visible to the peer. With a
+    /// tag (0 to 65535) the peer's arrivals() of it count one more then.
+    #[pyo3(signature = (local, remote, tag = None))]
+    fn write(
+        &self,
+        local: &Bound<'_, PyAny>,
+        remote: &Bound<'_, PyAny>,
+        tag: Option<u16>,
+    ) -> PyResult<usize> {
+        let Some(tag) = tag else { return self.push(Op::Write, local, remote) };
+        let ((region, from), (segment, to)) = (ranges::local(local)?, ranges::remote(remote)?);
+        let pushed = self.inner().write_with_tag(&region, from.shape(), &segment, to.shape(), tag);
+        pushed.or_raise(local.py())
+    }
+
+    /// When all requests of the next submission have ended well, their peers get this notification.
+    fn notify_on_completion(&self, payload: Vec<u8>) {
+        self.inner().notify_on_completion(payload);
     }
 
     /// Adds a read of a peer's memory into local memory; returns the request's index.
@@ -72,7 +90,7 @@ impl Batch {
     /// Starts all requests and empties the batch. Does not wait for the network.
     pub(crate) fn submit(&self, py: Python<'_>) -> PyResult<Transfer> {
         let submitted = py.detach(|| {
-            let mut batch = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut batch = self.inner();
             self.engine.submit(&mut batch)
         });
         Ok(Transfer::new(submitted.or_raise(py)?))
@@ -80,11 +98,11 @@ impl Batch {
 
     /// Removes all requests.
     fn clear(&self) {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.inner().clear();
     }
 
     fn __len__(&self) -> usize {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.inner().len()
     }
 
     /// A batch is something even while it is empty.

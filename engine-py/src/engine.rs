@@ -19,7 +19,8 @@ use crate::wait;
 /// Everything is optional. `listen` is where peers reach this engine ("host:port", or several; port 0 takes a free one; default:
 /// a free port of 127.0.0.1) and `name` what they call it (default: the first listening address). `secret` is the cluster's, at
 /// least 16 bytes. `protocol` is "auto", "efa" or "tcp"; without it the environment decides, and else it is "auto".
-/// `provider` uses another libfabric provider than EFA.
+/// `provider` uses another libfabric provider than EFA. `timeout` is how many seconds a request has, unless its batch says otherwise.
+/// `metadata` is a store where names are looked up ("etcd://…", "redis://…", "http://…"). `config` is a TOML file with any of these.
 ///
 /// Ends with close() or its `with` block. All methods may be called from any thread.
 #[pyclass(frozen, weakref, module = "weft")]
@@ -64,6 +65,23 @@ impl Engine {
     }
 }
 
+/// An object's bytes as memory that lives as long as the network may touch it.
+fn lend(memory: &Bound<'_, PyAny>) -> PyResult<Arc<dyn engine::Memory>> {
+    let py = memory.py();
+    let found = py.import("weft._memory")?.call_method1("locate", (memory,))?;
+    let (addr, len, keeper): (u64, u64, Py<PyAny>) = found.extract()?;
+    let lent = Lent::new(addr, len, Some(keeper)).ok_or_else(|| {
+        exception(py, Kind::Range, format!("memory of {len} bytes at {addr:#x} cannot be registered"))
+    })?;
+    Ok(Arc::new(lent))
+}
+
+/// Anything that can be JSON, as Python's dictionaries and lists.
+fn json<'py>(py: Python<'py>, value: &impl serde::Serialize) -> PyResult<Bound<'py, PyAny>> {
+    let text = serde_json::to_string(value).map_err(|error| crate::error::broken(&error.to_string()))?;
+    py.import("json")?.call_method1("loads", (text,))
+}
+
 /// `listen`: a string or several.
 fn addresses(py: Python<'_>, listen: &Bound<'_, PyAny>) -> PyResult<Vec<SocketAddr>> {
     let texts = match listen.extract::<String>() {
@@ -90,7 +108,7 @@ fn addresses(py: Python<'_>, listen: &Bound<'_, PyAny>) -> PyResult<Vec<SocketAd
 impl Engine {
     #[new]
     #[pyo3(signature = (*, listen = None, name = None, protocol = None, provider = None, secret = None, same_host = None,
-                        io_threads = None, lanes = None))]
+                        io_threads = None, lanes = None, timeout = None, metadata = None, config = None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python
     fn new(
         py: Python<'_>,
@@ -102,7 +120,11 @@ impl Engine {
         same_host: Option<bool>,
         io_threads: Option<usize>,
         lanes: Option<usize>,
+        timeout: Option<f64>,
+        metadata: Option<String>,
+        config: Option<std::path::PathBuf>,
     ) -> PyResult<Self> {
+        crate::log::start();
         let mut builder = engine::Engine::builder();
         if let Some(listen) = listen {
             builder = addresses(py, listen)?.into_iter().fold(builder, engine::Builder::listen);
@@ -130,6 +152,15 @@ impl Engine {
         }
         if let Some(lanes) = lanes {
             builder = builder.lanes(lanes);
+        }
+        if let Some(timeout) = timeout {
+            builder = builder.timeout(wait::duration(timeout)?);
+        }
+        if let Some(url) = metadata {
+            builder = builder.metadata(url);
+        }
+        if let Some(path) = config {
+            builder = builder.config_file(path);
         }
         let engine = py.detach(|| builder.build()).or_raise(py)?;
         let name = engine.name().to_owned();
@@ -175,14 +206,71 @@ impl Engine {
     fn register(&self, memory: &Bound<'_, PyAny>, name: &str, access: &str) -> PyResult<Region> {
         let py = memory.py();
         let (engine, access) = (self.inner(py)?, region::access(py, access)?);
-        let found = py.import("weft._memory")?.call_method1("locate", (memory,))?;
-        let (addr, len, keeper): (u64, u64, Py<PyAny>) = found.extract()?;
-        let lent = Lent::new(addr, len, Some(keeper)).ok_or_else(|| {
-            exception(py, Kind::Range, format!("memory of {len} bytes at {addr:#x} cannot be registered"))
-        })?;
-        let lent: Arc<dyn engine::Memory> = Arc::new(lent);
+        let lent = lend(memory)?;
         let region = py.detach(|| engine.register(name, lent, access)).or_raise(py)?;
         Ok(Region::new(engine, region, access, memory.clone().unbind()))
+    }
+
+    /// Registers several, or none of them. `names` are as many, or not given.
+    #[pyo3(signature = (memories, names = None, access = "rw"))]
+    fn register_many(
+        &self,
+        py: Python<'_>,
+        memories: Vec<Bound<'_, PyAny>>,
+        names: Option<Vec<String>>,
+        access: &str,
+    ) -> PyResult<Vec<Region>> {
+        let (engine, access) = (self.inner(py)?, region::access(py, access)?);
+        let names = names.unwrap_or_else(|| vec![String::new(); memories.len()]);
+        if names.len() != memories.len() {
+            let counts = format!("{} memories and {} names", memories.len(), names.len());
+            return Err(exception(py, Kind::Setting, counts));
+        }
+        let lent = memories
+            .iter()
+            .zip(names)
+            .map(|(memory, name)| Ok(engine::Buffer::new(name, lend(memory)?, access)));
+        let lent = lent.collect::<PyResult<Vec<_>>>()?;
+        let regions = py.detach(|| engine.register_many(lent)).or_raise(py)?;
+        let wrap = |(region, memory): (engine::Region, Bound<'_, PyAny>)| {
+            Region::new(engine.clone(), region, access, memory.unbind())
+        };
+        Ok(regions.into_iter().zip(memories).map(wrap).collect())
+    }
+
+    /// What has been moved, by peer, and how NICs stand; as dictionaries and lists.
+    fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let engine = self.inner(py)?;
+        json(py, &py.detach(|| engine.statistics()))
+    }
+
+    /// Every setting with its value and who chose it.
+    fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        json(py, self.inner(py)?.settings())
+    }
+
+    /// How many writes with this tag have arrived from the engine called `peer`. With `at_least` it waits until there are so many, for
+    /// `timeout` seconds (for ever without).
+    #[pyo3(signature = (peer, tag, at_least = None, timeout = None))]
+    fn arrivals(
+        &self,
+        py: Python<'_>,
+        peer: &str,
+        tag: u16,
+        at_least: Option<u64>,
+        timeout: Option<f64>,
+    ) -> PyResult<u64> {
+        let (engine, end) = (self.inner(py)?, wait::end(timeout)?);
+        let counter = py.detach(|| engine.arrivals(peer, tag)).or_raise(py)?;
+        if let Some(wanted) = at_least {
+            let reached = |until| counter.wait(wanted, until).then_some(());
+            if wait::interruptible(py, end, reached)?.is_none() {
+                let message =
+                    format!("{} of {wanted} writes with tag {tag} came from {peer}", counter.value());
+                return Err(exception(py, Kind::Timeout, message));
+            }
+        }
+        Ok(counter.value())
     }
 
     /// Opens a peer's memory by the peer's name, "host:port": one round trip, which decides the path. The same name gives the same

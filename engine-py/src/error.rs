@@ -51,12 +51,14 @@ impl Kind {
         use engine::Error as E;
         match error {
             E::Setting(_) => Self::Setting,
+            E::Restarted { .. } | E::Mooncake { .. } | E::Metadata { .. } => Self::Peer,
             E::Name { .. } | E::Control { .. } => Self::Peer,
             E::NotInSegment { .. } => Self::Range,
             E::Unavailable { .. } => Self::Unavailable,
             E::InUse { .. } => Self::InUse,
             E::Tcp(error) => of_tcp(error),
             E::Fabric(error) => of_fabric(error),
+            E::BothPaths { first, .. } => Self::of(first),
             E::Batch { source, .. } => Self::of(source),
             _ => Self::Other,
         }

@@ -56,9 +56,14 @@ mod _weft {
 
     use pyo3::prelude::*;
 
+    /// Runs the command line program with these arguments, its name first; returns its exit status.
+    #[pyfunction]
+    fn run_program(py: Python<'_>, arguments: Vec<std::ffi::OsString>) -> u8 {
+        py.detach(|| weft_cli::status_from(arguments))
+    }
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        crate::log::start();
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

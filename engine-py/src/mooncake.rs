@@ -13,7 +13,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
-use weft_compat::{Fault, Node, Note, Op, Progress, Setup, Transfer};
+use weft_compat::{Access, Fault, Node, Note, Op, Progress, Setup, Transfer};
 
 use self::args::{Notify, Number, Opcode, numbers, types};
 use crate::{memory, wait};
@@ -136,6 +136,7 @@ impl TransferEngine {
         if self.node.read().unwrap_or_else(PoisonError::into_inner).is_some() {
             return 0;
         }
+        crate::log::start();
         if setup.protocol.eq_ignore_ascii_case("rdma") {
             log(
                 py,
@@ -515,7 +516,7 @@ impl TransferEngine {
     ) -> PyResult<i32> {
         // SAFETY: Mooncake's contract, repeated in the class's documentation: the memory stays until it has been unregistered.
         self.outcome(py, "register_memory", |node| unsafe {
-            node.register(buffer_addr.0, capacity.0, location)
+            node.register(buffer_addr.0, capacity.0, location, Access::READ_WRITE)
         })
     }
 
@@ -543,7 +544,9 @@ impl TransferEngine {
         let ranges: Vec<(u64, u64)> =
             numbers(buffer_addresses).into_iter().zip(numbers(capacities)).collect();
         // SAFETY: as for register_memory.
-        self.outcome(py, "batch_register_memory", |node| unsafe { node.register_many(&ranges, location) })
+        self.outcome(py, "batch_register_memory", |node| unsafe {
+            node.register_many(&ranges, location, Access::READ_WRITE)
+        })
     }
 
     /// Unregisters all of these.

@@ -45,6 +45,12 @@ impl Segment {
         self.inner.path().to_string()
     }
 
+    /// Why they go that way, in words.
+    #[getter]
+    fn path_reason(&self) -> String {
+        self.inner.path_reason()
+    }
+
     /// The peer's buffers, in ascending order of address.
     #[getter]
     fn buffers(&self) -> Vec<RemoteBuffer> {

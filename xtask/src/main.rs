@@ -9,23 +9,30 @@
 //! | [`mod@bench`] | ours against bare loops, as tables and JSON rows |
 //! | [`fuzz`] | the parsers' fuzz targets |
 //! | [`libfabric`] | a libfabric 2.x with its efa provider under `target/` |
+//! | [`soak`] | traffic among processes with kills and card deaths, and the proof that it finds bugs |
 //! | [`soft_efa`] | a command on software EFA cards |
+//! | [`wheel`] | the Python wheel, tested in a fresh environment |
+//! | [`interop`] | ours and the real Mooncake, reading and writing each other |
 //! | [`bindgen`] | fabric-sys' checked-in bindings |
 //!
-//! [`shell`] runs programs and says so; [`workspace`] knows where things are; [`registry`] fetches pinned files. A
+//! [`shell`] runs programs and says so; [`python`] makes virtual environments; [`workspace`] knows where things are; [`registry`] fetches pinned files. A
 //! new command is one module with an `Args` struct and a `run` function, and one line in [`Command`].
 
 mod bench;
 mod bindgen;
 mod demo;
 mod fuzz;
+mod interop;
 mod libfabric;
 mod lint;
+mod python;
 mod registry;
 mod setup;
 mod shell;
+mod soak;
 mod soft_efa;
 mod test;
+mod wheel;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -56,6 +63,12 @@ enum Command {
     Libfabric(libfabric::Args),
     /// Runs a command on N software EFA cards
     SoftEfa(soft_efa::Args),
+    /// Verified traffic among processes that are killed, stopped, cut off and robbed of their cards
+    Soak(soak::Args),
+    /// Builds the Python wheel and tests it in a fresh virtual environment
+    Wheel(wheel::Args),
+    /// Runs against the real Mooncake wheel from PyPI
+    Interop(interop::Args),
     /// Regenerates fabric-sys' checked-in bindings
     Bindgen(bindgen::Args),
 }
@@ -70,6 +83,9 @@ fn main() -> std::process::ExitCode {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Libfabric(args) => libfabric::run(&args),
         Command::SoftEfa(args) => soft_efa::run(&args),
+        Command::Soak(args) => soak::run(&args),
+        Command::Wheel(args) => wheel::run(&args),
+        Command::Interop(args) => interop::run(&args),
         Command::Bindgen(args) => bindgen::run(&args),
     };
     match outcome {

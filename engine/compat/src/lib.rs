@@ -39,6 +39,7 @@ mod setup;
 mod table;
 mod transfer;
 
+pub use engine::Access;
 pub use fault::Fault;
 pub use node::Node;
 pub use note::Note;

@@ -71,7 +71,7 @@ impl Node {
 
     // ---- memory --------------------------------------------------------------------------------------------------------
 
-    /// Registers memory, so that peers may read and write it.
+    /// Registers memory. Peers may do with it what `access` says; the node's own transfers may always use it.
     ///
     /// # Safety
     /// `addr..addr + len` stays mapped, readable and writable, and no Rust reference to its bytes is used, until
@@ -80,9 +80,9 @@ impl Node {
     /// # Errors
     /// [`Fault::Argument`], [`Fault::Overlap`], [`Fault::Engine`]; nothing is registered then.
     #[allow(unsafe_code)] // the caller's promise is handed on
-    pub unsafe fn register(&self, addr: u64, len: u64, label: &str) -> Result<(), Fault> {
+    pub unsafe fn register(&self, addr: u64, len: u64, label: &str, access: Access) -> Result<(), Fault> {
         // SAFETY: as the caller promises.
-        unsafe { self.register_many(&[(addr, len)], label) }
+        unsafe { self.register_many(&[(addr, len)], label, access) }
     }
 
     /// Registers all of these ranges, each (address, length), or none.
@@ -93,11 +93,16 @@ impl Node {
     /// # Errors
     /// As [`register`](Self::register); nothing is registered then.
     #[allow(unsafe_code)] // the caller's promise is handed on
-    pub unsafe fn register_many(&self, ranges: &[(u64, u64)], label: &str) -> Result<(), Fault> {
+    pub unsafe fn register_many(
+        &self,
+        ranges: &[(u64, u64)],
+        label: &str,
+        access: Access,
+    ) -> Result<(), Fault> {
         self.reserve(ranges)?;
         // Registering can take seconds, so the table is not locked meanwhile; what was reserved keeps others out.
         // SAFETY: as the caller promises.
-        match unsafe { self.register_reserved(ranges, label) } {
+        match unsafe { self.register_reserved(ranges, label, access) } {
             Ok(regions) => {
                 let mut table = self.registered();
                 for region in regions {
@@ -116,10 +121,15 @@ impl Node {
     /// # Safety
     /// As [`register`](Self::register), for each of them.
     #[allow(unsafe_code)] // the caller's promise is handed on
-    unsafe fn register_reserved(&self, ranges: &[(u64, u64)], label: &str) -> Result<Vec<Region>, Fault> {
+    unsafe fn register_reserved(
+        &self,
+        ranges: &[(u64, u64)],
+        label: &str,
+        access: Access,
+    ) -> Result<Vec<Region>, Fault> {
         let raw = ranges.iter().map(|&(addr, len)| {
             let (start, len) = pointer(addr, len)?;
-            Ok(engine::RawBuffer { label: label.to_owned(), start, len, access: Access::READ_WRITE })
+            Ok(engine::RawBuffer { label: label.to_owned(), start, len, access })
         });
         let raw = raw.collect::<Result<Vec<_>, Fault>>()?;
         // SAFETY: as the caller promises, for each of them; a region leaves this node through `unregister` only.

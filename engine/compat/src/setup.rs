@@ -84,10 +84,10 @@ impl Setup {
         if let Some(url) = self.store()? {
             builder = builder.metadata(url);
         }
+        // A drop-in is found by nodes that have not been switched yet; a cluster secret keeps them out.
         #[cfg(feature = "mooncake")]
-        if set(env, "WEFT_MOONCAKE").is_none() {
-            // A drop-in is found by nodes that have not been switched yet. A cluster secret still keeps them out.
-            builder = builder.mooncake(engine::Mooncake::On);
+        if set(env, "WEFT_MOONCAKE").is_none() && builder.clone().settings()?.secret.value.is_none() {
+            builder = builder.mooncake(engine::settings::Mooncake::On);
         }
         Ok(builder)
     }

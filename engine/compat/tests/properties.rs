@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
 use proptest::prelude::*;
-use weft_compat::{Fault, Node, Note, Op, Progress, Setup, Table};
+use weft_compat::{Access, Fault, Node, Note, Op, Progress, Setup, Table};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -99,8 +99,9 @@ fn a_batch_that_registers_half_way_registers_nothing() {
     let memory = vec![0_u8; 4096];
     let addr = memory.as_ptr() as u64;
     // SAFETY: `memory` is not looked at and lives longer than the node's registrations below.
-    let register =
-        |ranges: &[(u64, u64)]| unsafe { node.register_many(ranges, "*") }.map_err(|fault| fault.code());
+    let register = |ranges: &[(u64, u64)]| {
+        unsafe { node.register_many(ranges, "*", Access::READ_WRITE) }.map_err(|fault| fault.code())
+    };
     assert_eq!(register(&[(addr, 100), (addr + 50, 100)]), Err(-7));
     assert_eq!(register(&[(addr, 100), (addr + 200, 0)]), Err(-1));
     assert_eq!(node.unregister(addr).unwrap_err().code(), -3, "the first was given back");
