@@ -428,6 +428,8 @@ impl Initiator {
         {
             slice.device_error.get_or_insert(text);
         }
+        #[cfg(feature = "planted")]
+        crate::planted::lose_completion(slice);
         let result = match (code, slice.kind) {
             _ if slice.device_error.is_some() => {
                 Err(Error::Device(slice.device_error.take().unwrap_or_default()))

@@ -78,6 +78,8 @@ mod memory;
 #[cfg(feature = "mooncake")]
 pub mod mooncake;
 mod peer;
+#[cfg(feature = "planted")]
+mod planted;
 mod region;
 mod request;
 mod responder;

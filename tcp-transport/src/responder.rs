@@ -394,6 +394,8 @@ impl Responder {
                         Err(revoked) => return self.refuse(id, revoked),
                     }
                 }
+                #[cfg(feature = "planted")]
+                crate::planted::late_write(&region, &self.ranges);
                 self.service.counters.bytes_served_written.add(bytes);
                 let code = event.map_or(0, |(event, immediate)| self.deliver(event, immediate, bytes));
                 self.answer(id, code);

@@ -18,7 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["engine"],
     &["weft-cli", "weft-compat"],
     &["weft-capi", "weft-py"],
-    &["weft-demo"],
+    &["weft-demo", "weft-soak"],
 ];
 
 /// Packages that any other may use in its tests and benchmarks, and that nobody else uses.
