@@ -6,53 +6,175 @@ mod bare;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
+use std::collections::VecDeque;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use benchkit::callgrind::{Callgrind, child};
 use benchkit::{Bench, CountingAllocator, CpuClock, Metric, Result, allocations};
 use common::{Target, memory, soon};
-use efa_transport::scheduler::queue::Queue;
-use efa_transport::scheduler::rail::{cost, least_loaded, partner};
+use efa_transport::scheduler::queue::{Queue, Token};
+use efa_transport::scheduler::rail::{Chooser, PER_SLICE, Pace, cost, partner};
 use efa_transport::scheduler::slicer::{Chunk, Stretch, slice};
-use efa_transport::{Batch, Request, Transport};
+use efa_transport::{Batch, Op, Request, Shape, Transport};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator::system();
 
 const LANES: usize = 16;
+const PACE: Pace = Pace::of(100_000);
 
-/// The scheduler's way of `count` slices of 64 KiB over 16 lanes: cut, choose, queue, post, end.
+/// Slices that wait or are in flight on each lane meanwhile: choosing among idle ones would be too easy.
+const BACKLOG: usize = 16;
+
+/// The scheduler's way of `count` slices of 64 KiB over 16 busy lanes: cut, choose, queue, post, end.
 #[inline(never)]
 fn way_of_slices(queues: &mut [Queue<(u32, u64)>], count: u64) {
     let chunk = |addr: u64| Some(Chunk { index: 0, left: u64::MAX - addr });
     let mut loads = [0_u64; LANES];
+    let mut flying: Vec<VecDeque<Token>> = (0..LANES).map(|_| VecDeque::with_capacity(2 * BACKLOG)).collect();
+    let mut chooser = Chooser::default();
     for number in 0..count {
         let page = Stretch { at: number << 17, len: 64 << 10 };
         let cut = slice([page], [page], chunk, chunk, 1 << 20, |cut| {
-            let lane = least_loaded((1 << LANES) - 1, number as usize % LANES, |lane| {
-                cost(loads[lane], cut.len, 100_000, false)
-            });
+            let lane = chooser.choose(
+                (1 << LANES) - 1,
+                number as usize % LANES,
+                |_| cost(0, cut.len, PACE, false),
+                |lane| cost(loads[lane], cut.len, PACE, false),
+            );
             let lane = lane.unwrap_or(0);
-            loads[lane] += cut.len;
+            loads[lane] += cut.len + PER_SLICE;
             queues[lane].push(0, cut.len, (cut.local_chunk, cut.local));
             while let Some(token) = queues[lane].next(0) {
                 black_box(partner(lane, LANES, LANES, (1 << LANES) - 1, 0));
                 queues[lane].posted(token);
-                black_box(queues[lane].end(token));
-                loads[lane] -= cut.len;
+                flying[lane].push_back(token);
             }
         });
         black_box(cut.is_ok());
+        // Every lane ends as many as it gets, by and by.
+        let lane = number as usize % LANES;
+        if flying[lane].len() > BACKLOG
+            && let Some(token) = flying[lane].pop_front()
+        {
+            black_box(queues[lane].end(token));
+            loads[lane] -= (64 << 10) + PER_SLICE;
+        }
     }
 }
+
+/// Blocks of a batch, for counting instructions.
+const BATCH: usize = 64;
+const BLOCK: usize = 4096;
+
+/// `count` blocks written through the transport: pages of a request each.
+fn counted_ours(provider: &str, count: u64) -> Result<()> {
+    let len = 4 * BATCH * BLOCK;
+    let transport = Transport::open(common::config(provider, 1, "initiator").depth(BATCH))?;
+    let mut target = Target::start(provider, 1, "target", len);
+    let peer = target.meet(&transport);
+    transport.warm_up(peer, soon())?;
+    let region = memory(&transport, len);
+    let mut batch = Batch::new();
+    // Every other one, so that nothing merges.
+    let every_other =
+        |base: u64| (0..BATCH as u64).map(|block| base + block * 2 * BLOCK as u64).collect::<Vec<_>>();
+    let (here, there) = (every_other(region.addr()), every_other(target.addr));
+    for _ in 0..count / BATCH as u64 {
+        batch.push(Request {
+            op: Op::Write,
+            peer,
+            local: &region,
+            local_shape: Shape::Paged { page_len: BLOCK as u64, addrs: &here },
+            remote_shape: Shape::Paged { page_len: BLOCK as u64, addrs: &there },
+            immediate: None,
+        })?;
+        transport.submit(&mut batch)?.wait()?;
+    }
+    transport.shutdown(soon());
+    Ok(())
+}
+
+/// The same without the transport.
+fn counted_bare(provider: &str, count: u64) -> Result<()> {
+    let mut bare = bare::Bare::start(provider, 1, 4 * BATCH * BLOCK)?;
+    for _ in 0..count / BATCH as u64 {
+        bare.stream(true, BLOCK, BATCH, BATCH)?;
+    }
+    Ok(())
+}
+
+/// Instructions of one operation that this program executes itself: what libfabric, the C library and the kernel do is not counted.
+/// `None` without valgrind.
+fn own_instructions(mode: &str, operations: u64) -> Result<Option<f64>> {
+    let program = std::env::current_exe()?;
+    let name = "libscripted_provider.so";
+    let provider = program.ancestors().map(|dir| dir.join(name)).find(|path| path.is_file());
+    let Some(provider) = provider else { return Ok(None) };
+    let own = |operations: u64| -> Result<Option<u64>> {
+        let dir = tempfile::tempdir()?;
+        let report = dir.path().join("report");
+        std::os::unix::fs::symlink(&provider, dir.path().join("libscripted-fi.so"))?;
+        let output = std::process::Command::new("valgrind")
+            .args(["--tool=callgrind", "--compress-strings=no", "--compress-pos=no"])
+            .arg("--separate-threads=yes")
+            .env("FI_PROVIDER_PATH", dir.path())
+            .env("FI_PROVIDER", "scripted")
+            .arg(format!("--callgrind-out-file={}", report.display()))
+            .arg(&program)
+            .env("BENCHKIT_MODE", mode)
+            .env("BENCHKIT_OPERATIONS", operations.to_string())
+            .output();
+        let output = match output {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            output => output?,
+        };
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(format!("{mode} under callgrind: {}\n{said}", output.status).into());
+        }
+        // The first thread's; the progress thread looks by the clock.
+        let report = std::fs::read_to_string(dir.path().join("report-01"))?;
+        Ok(Some(self_cost(&report, &program.to_string_lossy())))
+    };
+    let (Some(once), Some(twice)) = (own(operations)?, own(2 * operations)?) else { return Ok(None) };
+    Ok(Some(twice.saturating_sub(once) as f64 / operations as f64))
+}
+
+/// The instructions that callgrind's report attributes to an object file itself.
+fn self_cost(report: &str, object: &str) -> u64 {
+    let (mut ours, mut callee, mut sum) = (false, false, 0);
+    for line in report.lines() {
+        if let Some(name) = line.strip_prefix("ob=") {
+            ours = name == object;
+        } else if line.starts_with("calls=") {
+            // The next line is what was called, and its cost not our own.
+            callee = true;
+        } else if line.starts_with(|c: char| c.is_ascii_digit()) {
+            let cost = line.split_whitespace().nth(1).and_then(|cost| cost.parse::<u64>().ok());
+            if ours && !callee {
+                sum += cost.unwrap_or(0);
+            }
+            callee = false;
+        }
+    }
+    sum
+}
+
+// Links the crate, so that cargo builds its library.
+use scripted_provider as _;
 
 fn main() -> Result<()> {
     bare::serve_bare();
     common::serve();
     let new_queues = || (0..LANES).map(|_| Queue::new(1024, 32 << 20)).collect::<Vec<_>>();
     if let Some(child) = child() {
-        way_of_slices(&mut new_queues(), child.operations);
+        match child.mode.split_once(' ') {
+            Some(("ours", provider)) => return counted_ours(provider, child.operations),
+            Some(("bare", provider)) => return counted_bare(provider, child.operations),
+            _ => way_of_slices(&mut new_queues(), child.operations),
+        }
         return Ok(());
     }
     let mut bench = Bench::from_args("overhead");
@@ -66,6 +188,20 @@ fn main() -> Result<()> {
         )?;
     } else {
         eprintln!("SKIP: overhead instructions: valgrind is not installed");
+    }
+    // A provider that completes everything at once: elsewhere the polls while waiting would be counted too, as many as the
+    // weather wants.
+    let per_slice = format!("step=slice size={BLOCK} batch={BATCH} nics=1 provider=scripted");
+    if bench.wants(&per_slice) {
+        match (own_instructions("ours scripted", 4096)?, own_instructions("bare scripted", 4096)?) {
+            (Some(ours), Some(bare)) => {
+                eprintln!(
+                    "{per_slice}: {ours:.0} instructions with the transport, {bare:.0} in the bare loop"
+                );
+                bench.case(per_slice).at_most(400.0).count(Metric::Instructions, ours - bare, None)?;
+            }
+            _ => eprintln!("SKIP: overhead {per_slice}: valgrind or libscripted_provider.so is not here"),
+        }
     }
     for provider in bare::providers() {
         let case = format!("nics=1 provider={provider}");

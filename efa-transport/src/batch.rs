@@ -91,6 +91,8 @@ impl RequestState {
 /// What the slices of a batch share. Pooled by the transport.
 pub(crate) struct BatchState {
     pub(crate) requests: Vec<RequestState>,
+    /// Of all its requests, as the clock of the transport reckons.
+    deadline: u64,
     inner: Mutex<Inner>,
     changed: Condvar,
     /// Requests that have not ended.
@@ -109,6 +111,7 @@ impl BatchState {
     pub(crate) fn new() -> Self {
         Self {
             requests: Vec::new(),
+            deadline: 0,
             inner: Mutex::default(),
             changed: Condvar::new(),
             running: AtomicUsize::new(0),
@@ -120,6 +123,7 @@ impl BatchState {
     pub(crate) fn fill(&mut self, requests: impl Iterator<Item = RequestState>) {
         self.requests.clear();
         self.requests.extend(requests);
+        self.deadline = self.requests.first().map_or(0, |request| request.deadline);
         *self.running.get_mut() = self.requests.len();
         *self.alive.get_mut() = 0;
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -208,9 +212,12 @@ impl BatchState {
 
     /// Fails every request whose deadline has passed; true if there was one.
     pub(crate) fn expire(&self, now: u64) -> bool {
+        if now < self.deadline || self.has_ended() {
+            return false;
+        }
         let mut any = false;
         for (index, request) in self.requests.iter().enumerate() {
-            if now >= request.deadline && !request.has_ended() {
+            if !request.has_ended() {
                 any |= self.fail(index as u32, |request| Error::Timeout {
                     peer: request.peer.name.clone(),
                     limit: request.limit,
@@ -237,9 +244,9 @@ impl BatchState {
         peers
     }
 
-    /// The first deadline of a request that is running.
+    /// The deadline, unless everything has ended.
     pub(crate) fn first_deadline(&self) -> Option<u64> {
-        self.requests.iter().filter(|r| !r.has_ended()).map(|r| r.deadline).min()
+        (!self.has_ended()).then_some(self.deadline)
     }
 
     pub(crate) fn fail_all(&self, error: &Error) {

@@ -295,8 +295,7 @@ impl Core {
         if self.shut.swap(true, Ordering::AcqRel) {
             return;
         }
-        while self.lanes.iter().any(|lane| lane.busy.load(Ordering::Relaxed) > 0) && Instant::now() < deadline
-        {
+        while self.lanes.iter().any(|lane| lane.is_busy()) && Instant::now() < deadline {
             if self.drive_all() == 0 {
                 std::thread::sleep(Duration::from_micros(50));
             }

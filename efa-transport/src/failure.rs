@@ -204,13 +204,32 @@ impl Core {
         match result {
             Ok(()) => {
                 tracing::warn!(nic = %lane.nic.name, "its endpoint has been closed and opened again");
+                lock(&lane.state).queue.set_closed(false);
+                // As after any failure, unless it was set aside for longer; never 0, so that a success is noticed.
+                lane.aside_until.store(lock(&lane.health).aside_until().max(1), Ordering::Relaxed);
                 self.changed();
             }
             Err(error) => {
                 tracing::error!(nic = %lane.nic.name, %error, "cannot be opened again");
-                lock(&lane.state).queue.set_closed(true);
+                let mut stranded = Vec::new();
+                {
+                    let mut state = lock(&lane.state);
+                    state.queue.set_closed(true);
+                    state.queue.take_waiting(u64::MAX, |_| true, |_, _, work| stranded.push(work));
+                }
+                // Far beyond every back-off; it is tried again with the next look at what is stuck.
                 lane.aside_until.store(u64::MAX, Ordering::Relaxed);
+                lane.flushed.store(true, Ordering::Relaxed);
                 self.events.push(Event::NicDown { nic: lane.nic.name.clone() });
+                let now = self.clock.now();
+                for work in stranded {
+                    lane.let_go(work.len());
+                    if let Work::Slice(mut slice) = work {
+                        slice.attempts += 1;
+                        slice.local_nic = lane.index as u8;
+                        self.failed(slice, Failure::Aborted, &error.to_string(), now);
+                    }
+                }
             }
         }
     }
@@ -280,7 +299,7 @@ impl Core {
                         && now.saturating_sub(request.deadline.max(slice.since)) > patience
                         && now > request.deadline
                 }
-                Work::Probe(_) => false,
+                Work::Probe(probe) => probe.is_unattended() && now.saturating_sub(probe.since) > patience,
             });
             drop(state);
             if stuck || lane.flushed.swap(false, Ordering::Relaxed) {

@@ -16,6 +16,7 @@ use crate::nic::Nic;
 use crate::request::Op;
 use crate::scheduler::health::Health;
 use crate::scheduler::queue::{Queue, Token};
+use crate::scheduler::rail::Pace;
 use crate::scheduler::retry::Failure;
 use crate::slice::Slice;
 use crate::sync::lock;
@@ -59,8 +60,7 @@ pub(crate) struct Lane {
     pub(crate) aside_until: AtomicU64,
     pub(crate) health: Mutex<Health>,
     pub(crate) counters: LaneCounters,
-    /// Slices queued or in flight: whether there is anything to drive. A hint.
-    pub(crate) busy: AtomicU64,
+    pub(crate) pace: Pace,
     /// The endpoint has stopped working.
     pub(crate) flushed: AtomicBool,
     /// Whether immediates and handshakes arrive only if somebody polls.
@@ -96,6 +96,7 @@ impl Lane {
     pub(crate) fn new(index: usize, nic: Nic, endpoint: Endpoint, config: &Config) -> Self {
         let depth = config.depth.unwrap_or(usize::MAX).min(endpoint.transmit_depth());
         let manual = nic.info.manual_progress();
+        let pace = Pace::of(nic.link_mbps);
         Self {
             index,
             state: Mutex::new(LaneState {
@@ -112,7 +113,7 @@ impl Lane {
             aside_until: AtomicU64::new(0),
             health: Mutex::default(),
             counters: LaneCounters::default(),
-            busy: AtomicU64::new(0),
+            pace,
             flushed: AtomicBool::new(false),
             manual,
         }
@@ -128,18 +129,16 @@ impl Lane {
     #[inline]
     pub(crate) fn expect(&self, len: u64) {
         self.load.fetch_add(Self::weight(len), Ordering::Relaxed);
-        self.busy.fetch_add(1, Ordering::Relaxed);
     }
 
     #[inline]
     pub(crate) fn let_go(&self, len: u64) {
         self.load.fetch_sub(Self::weight(len), Ordering::Relaxed);
-        self.busy.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Whether slices are queued or in flight.
     pub(crate) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed) > 0
+        self.load.load(Ordering::Relaxed) > 0
     }
 
     /// Reads completions and posts what can be posted. Returns how much happened.
@@ -267,6 +266,14 @@ impl Lane {
 }
 
 impl Work {
+    /// Its flow in the queue: the peer's slot.
+    pub(crate) fn flow(&self) -> u32 {
+        match self {
+            Self::Slice(slice) => slice.request().peer.id.slot,
+            Self::Probe(probe) => probe.peer.id.slot,
+        }
+    }
+
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Slice(slice) => slice.len,

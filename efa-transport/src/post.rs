@@ -58,13 +58,8 @@ impl Lane {
                 }
                 Err(Refused::Again) => {
                     self.counters.again.fetch_add(1, Ordering::Relaxed);
-                    if self.is_stalled(&mut state.queue, token, context)
-                        && let Some(Work::Slice(mut slice)) = state.queue.end(token)
-                    {
-                        self.let_go(slice.len);
-                        slice.attempts += 1;
-                        let why = format!("it has taken nothing for {STALL:?}");
-                        outcome.failed.push((slice, Failure::Peer, why));
+                    if self.is_stalled(&mut state.queue, token, context) {
+                        self.give_up(state, token, context, outcome);
                         continue;
                     }
                     state.queue.again(token, context.now);
@@ -97,18 +92,51 @@ impl Lane {
         posted
     }
 
-    /// Whether the provider has had no room for this slice for a long time although nothing else is in flight: with providers over
-    /// TCP the only sign of a peer that is gone.
+    /// Whether the provider has had no room for an operation for a long time although nothing else is in flight to that peer. With
+    /// providers over TCP that is the only sign of a peer that is gone, with `efa` of a handshake that has been lost.
     #[cold]
     fn is_stalled(&self, queue: &mut Queue<Work>, token: Token, context: &Context<'_>) -> bool {
-        // The slice itself has a credit.
-        let alone = queue.in_flight() == 1;
-        let Some(Work::Slice(slice)) = queue.get_mut(token) else { return false };
-        if slice.blocked_since == 0 || !alone {
-            slice.blocked_since = context.now.max(1);
+        let Some(flow) = queue.get(token).map(Work::flow) else { return false };
+        // The operation itself has a credit.
+        let alone = queue.in_flight_of(flow) == 1;
+        let Some(work) = queue.get_mut(token) else { return false };
+        let since = match work {
+            Work::Slice(slice) => &mut slice.blocked_since,
+            Work::Probe(probe) => &mut probe.blocked_since,
+        };
+        if *since == 0 || !alone {
+            *since = context.now.max(1);
         }
-        let last = slice.blocked_since.max(slice.request().peer.last_success.load(Ordering::Relaxed));
-        context.now.saturating_sub(last) > nanos(STALL)
+        context.now.saturating_sub(*since) > nanos(STALL)
+    }
+
+    /// Ends the attempt behind `token`, which the provider does not take, and lets go of the address: when it is inserted again,
+    /// the provider begins anew with that peer.
+    #[cold]
+    fn give_up(&self, state: &mut LaneState, token: Token, context: &Context<'_>, outcome: &mut Outcome) {
+        let Some(work) = state.queue.end(token) else { return };
+        self.let_go(work.len());
+        self.counters.errors.fetch_add(1, Ordering::Relaxed);
+        let (flow, remote_nic) = match &work {
+            Work::Slice(slice) => (work.flow(), slice.remote_nic as usize),
+            Work::Probe(probe) => (work.flow(), probe.remote_nic),
+        };
+        if let Some(known) = state.peers.get_mut(flow as usize)
+            && known.addresses.get_mut(remote_nic).and_then(Option::take).is_some()
+        {
+            state.entries -= 1;
+        }
+        let why = format!("it has taken nothing for {STALL:?}");
+        match work {
+            Work::Slice(mut slice) => {
+                slice.attempts += 1;
+                outcome.failed.push((slice, Failure::Peer, why));
+            }
+            Work::Probe(probe) => {
+                context.core.probe_failed(self, &probe, Failure::Peer);
+                probe.ended(Some(why));
+            }
+        }
     }
 
     /// The remote NIC and its address for the slice behind `token`.
@@ -120,6 +148,7 @@ impl Lane {
                 if probe.is_over() {
                     return Ready::Never;
                 }
+                probe.since = context.now;
                 (&probe.peer, &probe.nics, probe.remote_nic)
             }
             Some(Work::Slice(slice)) => {

@@ -59,6 +59,9 @@ pub(crate) struct RegionInner {
     pub(crate) chunks: Vec<LocalChunk>,
     /// NICs that are as near to the memory as any.
     pub(crate) near: Set,
+    /// Handles of the memory regions, for each chunk in ascending order of its NICs: what slices look up. Before `registered`, so
+    /// that they are gone when that is dropped.
+    handles: Vec<fabric_safe::Region>,
     pub(crate) registered: Registered<Domain>,
 }
 
@@ -68,6 +71,8 @@ pub(crate) struct LocalChunk {
     pub(crate) start: u64,
     pub(crate) end: u64,
     pub(crate) nics: Set,
+    /// The first of its handles.
+    first: u32,
 }
 
 impl fmt::Debug for RegionInner {
@@ -94,8 +99,8 @@ impl RegionInner {
     /// The memory region of a chunk on a NIC.
     #[inline]
     pub(crate) fn mr(&self, chunk: u32, nic: usize) -> Option<&fabric_safe::Region> {
-        let place = rank(self.chunks.get(chunk as usize)?.nics, nic)?;
-        self.registered.regions(chunk as usize).nth(place).map(|(_, region)| region.region())
+        let chunk = self.chunks.get(chunk as usize)?;
+        self.handles.get(chunk.first as usize + rank(chunk.nics, nic)?)
     }
 
     /// Calls `each` with the parts of a range that lie in one chunk: a region handle, the offset in it, and the part of
@@ -220,7 +225,10 @@ impl Region {
         }
         let inner = loop {
             match Arc::try_unwrap(inner) {
-                Ok(inner) => break inner,
+                Ok(mut inner) => {
+                    inner.handles.clear();
+                    break inner;
+                }
                 Err(shared) => inner = shared,
             }
             if Instant::now() >= deadline {
@@ -281,14 +289,21 @@ impl Core {
             .registrar
             .register(&[buffer], &[memory], &policy, planner_access(options.access), |_| {})
             .map_err(|error| fail(error.to_string()))?;
+        let mut handles = Vec::new();
         let chunks: Vec<LocalChunk> = registered
             .plan()
             .chunks
             .iter()
-            .map(|chunk| LocalChunk {
-                start: chunk.addr,
-                end: chunk.addr + chunk.len_bytes,
-                nics: chunk.nics.iter().fold(0, |set: Set, nic| set | 1 << nic),
+            .enumerate()
+            .map(|(index, chunk)| {
+                let first = handles.len() as u32;
+                handles.extend(registered.regions(index).map(|(_, region)| region.region().clone()));
+                LocalChunk {
+                    start: chunk.addr,
+                    end: chunk.addr + chunk.len_bytes,
+                    nics: chunk.nics.iter().fold(0, |set: Set, nic| set | 1 << nic),
+                    first,
+                }
             })
             .collect();
         let distances: Vec<_> = self.registrar.nics().iter().map(|nic| nic.distance(location)).collect();
@@ -298,7 +313,8 @@ impl Core {
             .enumerate()
             .filter(|(_, d)| Some(**d) == nearest)
             .fold(0, |set: Set, (nic, _)| set | 1 << nic);
-        let inner = Arc::new(RegionInner { addr, len, access: options.access, chunks, near, registered });
+        let inner =
+            Arc::new(RegionInner { addr, len, access: options.access, chunks, near, handles, registered });
         let id = self.remember_region(&inner);
         Ok(Region::new(self, id, inner))
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use crate::core::Core;
 use crate::error::Error;
 use crate::lane::{Context, Lane, Outcome, Work};
-use crate::scheduler::rail::{Set, cost, least_loaded, members, partners};
+use crate::scheduler::rail::{Chooser, Set, cost, members, partners};
 use crate::slice::{NONE, Slice};
 use crate::sync::lock;
 
@@ -31,9 +31,21 @@ impl Core {
         if set == 0 { Set::MAX } else { set }
     }
 
+    /// Where ties between equally loaded lanes begin.
+    pub(crate) fn next_turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed) % self.lanes.len()
+    }
+
     /// The lane for a slice: the least loaded that has its memory, near ones preferred.
     #[inline]
-    pub(crate) fn choose(&self, slice: &Slice, usable: Set, avoid: Option<usize>, now: u64) -> Option<usize> {
+    pub(crate) fn choose(
+        &self,
+        slice: &Slice,
+        usable: Set,
+        avoid: Option<usize>,
+        (chooser, turn): (&mut Chooser, usize),
+        now: u64,
+    ) -> Option<usize> {
         let all = slice.locals();
         let mut eligible = all & usable;
         if let Some(avoid) = avoid
@@ -51,12 +63,17 @@ impl Core {
             return Some(eligible.trailing_zeros() as usize);
         }
         let near = slice.region.near;
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.lanes.len();
-        least_loaded(eligible, turn, |index| {
-            let lane = &self.lanes[index];
-            let waiting = lane.load.load(Ordering::Relaxed);
-            cost(waiting, slice.len, lane.nic.link_mbps, near & (1 << index) == 0)
-        })
+        let far = |index: usize| near & (1 << index) == 0;
+        chooser.choose(
+            eligible,
+            turn,
+            |index| cost(0, slice.len, self.lanes[index].pace, far(index)),
+            |index| {
+                let lane = &self.lanes[index];
+                let waiting = lane.load.load(Ordering::Relaxed);
+                cost(waiting, slice.len, lane.pace, far(index))
+            },
+        )
     }
 
     /// Of `eligible`, the lanes whose own remote NICs answer, as far as we know; all if there is none. The others could only use
@@ -94,7 +111,8 @@ impl Core {
     pub(crate) fn route(&self, mut slice: Slice, now: u64) {
         slice.blocked_since = 0;
         let avoid = (slice.attempts > 0 && slice.local_nic != NONE).then_some(slice.local_nic as usize);
-        match self.choose(&slice, self.usable(now), avoid, now) {
+        let turn = self.next_turn();
+        match self.choose(&slice, self.usable(now), avoid, (&mut Chooser::default(), turn), now) {
             Some(lane) => {
                 self.lanes[lane].expect(slice.len);
                 self.hand_to(&self.lanes[lane], std::iter::once(slice), now);

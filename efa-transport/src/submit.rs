@@ -8,6 +8,7 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::request::Batch;
 use crate::route::Staging;
+use crate::scheduler::rail::Chooser;
 use crate::scheduler::slicer::{Hole, Stretch, longest_slice, slice};
 use crate::slice::Slice;
 use crate::sync::{lock, nanos};
@@ -55,8 +56,9 @@ impl Core {
         let mut staging = lock(&self.staging).pop().unwrap_or_default();
         staging.lanes.resize_with(self.lanes.len(), Vec::new);
         let mut start_now = Vec::new();
+        let mut chooser = Chooser::default();
         for (index, stored) in batch.requests.iter().enumerate() {
-            self.stage(&state, index as u32, stored, batch, now, &mut staging, &mut start_now);
+            self.stage(&state, index as u32, stored, batch, now, &mut staging, &mut start_now, &mut chooser);
         }
         batch.clear();
         for (lane, slices) in self.lanes.iter().zip(&mut staging.lanes) {
@@ -79,6 +81,7 @@ impl Core {
         now: u64,
         staging: &mut Staging,
         start_now: &mut Vec<Slice>,
+        chooser: &mut Chooser,
     ) {
         let request = &state.requests[index as usize];
         let peer = &request.peer;
@@ -116,6 +119,8 @@ impl Core {
         let mut held: Option<Slice> = None;
         let gated = stored.immediate.is_some();
         let mut made = 0;
+        let lanes = self.lanes.len();
+        let mut turn = self.next_turn();
         let sliced = slice(
             batch.local[stored.local.clone()].iter().map(stretch),
             batch.remote[stored.remote.clone()].iter().map(stretch),
@@ -124,6 +129,7 @@ impl Core {
             longest,
             |cut| {
                 made += 1;
+                turn = if turn + 1 == lanes { 0 } else { turn + 1 };
                 let mut slice = Slice::new(state, index, region, cut);
                 if gated {
                     // The last one waits for all others.
@@ -132,7 +138,7 @@ impl Core {
                         None => return,
                     }
                 }
-                match self.choose(&slice, usable, None, now) {
+                match self.choose(&slice, usable, None, (chooser, turn), now) {
                     Some(lane) => {
                         self.lanes[lane].expect(slice.len);
                         staging.lanes[lane].push(slice);

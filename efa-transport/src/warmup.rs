@@ -43,6 +43,10 @@ pub(crate) struct Probe {
     pub(crate) peer: Arc<Peer>,
     pub(crate) nics: Arc<[NicEntry]>,
     pub(crate) remote_nic: usize,
+    /// Since when the provider has had no room for it; 0 for never.
+    pub(crate) blocked_since: u64,
+    /// When it was posted.
+    pub(crate) since: u64,
     rail: String,
     shared: Arc<Shared>,
     told: bool,
@@ -52,6 +56,11 @@ impl Probe {
     pub(crate) fn remote(&self) -> fabric_safe::Remote {
         let (address, key) = self.nics[self.remote_nic].probe;
         fabric_safe::Remote { address, key }
+    }
+
+    /// Whether nobody waits for it but time.
+    pub(crate) fn is_unattended(&self) -> bool {
+        self.shared.background || self.is_over()
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -137,6 +146,8 @@ impl Core {
                 peer: Arc::clone(peer),
                 nics: Arc::clone(nics),
                 remote_nic,
+                blocked_since: 0,
+                since: 0,
                 rail,
                 shared: Arc::clone(shared),
                 told: false,

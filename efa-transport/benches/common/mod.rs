@@ -35,7 +35,7 @@ fn info(provider: &str) -> Result<Info> {
     if let Some(fabric) = fabric {
         hints = hints.fabric(fabric);
     }
-    if !matches!(provider, "efa" | "shm") {
+    if !matches!(provider, "efa" | "shm" | "scripted") {
         hints = hints.source("127.0.0.1", None);
     }
     Ok(hints.discover()?.into_iter().next().ok_or("the provider has nothing here")?)

@@ -11,7 +11,7 @@ const LONGEST_PAUSE: u64 = 2_000_000;
 pub struct Token(u32);
 
 impl Token {
-    /// The token as a number, less than the depth of its queue.
+    /// The token as a number.
     #[must_use]
     pub const fn raw(self) -> u32 {
         self.0
@@ -28,16 +28,19 @@ impl Token {
 ///
 /// Slices of one *flow* (one peer, to this NIC) are posted in the order in which they were pushed; flows take turns, so
 /// that a peer that cannot take more does not hold up the others. Posted slices hold a credit each until they end.
+///
+/// A slice is moved in and out once, whatever happens to it in between; the memory for the most that there ever were is kept.
 #[derive(Debug)]
 pub struct Queue<T> {
     depth: usize,
     window_bytes: u64,
-    slots: Vec<Option<Entry<T>>>,
+    slots: Vec<Slot<T>>,
     free: Vec<u32>,
+    in_flight: usize,
     in_flight_bytes: u64,
     queued: usize,
     queued_bytes: u64,
-    flows: Vec<Flow<T>>,
+    flows: Vec<Flow>,
     /// Flows that have slices and are not paused, in turn.
     ready: VecDeque<u32>,
     /// Flows whose provider's queue was full.
@@ -46,15 +49,21 @@ pub struct Queue<T> {
 }
 
 #[derive(Debug)]
-struct Entry<T> {
+struct Slot<T> {
     flow: u32,
+    /// It has a credit.
+    flying: bool,
     bytes: u64,
-    item: T,
+    /// `None`: the slot is free.
+    item: Option<T>,
 }
 
 #[derive(Debug)]
-struct Flow<T> {
-    waiting: VecDeque<(u64, T)>,
+struct Flow {
+    /// Slots, in order.
+    waiting: VecDeque<u32>,
+    /// Posted and not ended.
+    flying: u32,
     state: FlowState,
     /// The pause that comes next.
     pause: u64,
@@ -70,9 +79,9 @@ enum FlowState {
     Paused { until: u64 },
 }
 
-impl<T> Flow<T> {
+impl Flow {
     const fn new() -> Self {
-        Self { waiting: VecDeque::new(), state: FlowState::Idle, pause: FIRST_PAUSE }
+        Self { waiting: VecDeque::new(), flying: 0, state: FlowState::Idle, pause: FIRST_PAUSE }
     }
 }
 
@@ -84,8 +93,9 @@ impl<T> Queue<T> {
         Self {
             depth,
             window_bytes: window_bytes.max(1),
-            slots: (0..depth).map(|_| None).collect(),
-            free: (0..depth as u32).rev().collect(),
+            slots: Vec::with_capacity(depth),
+            free: Vec::with_capacity(depth),
+            in_flight: 0,
             in_flight_bytes: 0,
             queued: 0,
             queued_bytes: 0,
@@ -104,8 +114,14 @@ impl<T> Queue<T> {
 
     /// Slices posted and not ended. Never more than [`depth`](Self::depth).
     #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.depth - self.free.len()
+    pub const fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Slices of one flow posted and not ended.
+    #[must_use]
+    pub fn in_flight_of(&self, flow: u32) -> usize {
+        self.flows.get(flow as usize).map_or(0, |flow| flow.flying as usize)
     }
 
     /// Bytes of the slices posted and not ended.
@@ -132,95 +148,129 @@ impl<T> Queue<T> {
     }
 
     /// Queues a slice of a flow.
+    #[inline]
     pub fn push(&mut self, flow: u32, bytes: u64, item: T) {
-        let index = flow as usize;
-        while self.flows.len() <= index {
-            self.flows.push(Flow::new());
+        if self.flows.len() <= flow as usize {
+            self.flows.resize_with(flow as usize + 1, Flow::new);
         }
-        self.flows[index].waiting.push_back((bytes, item));
+        let slot = Slot { flow, flying: false, bytes, item: Some(item) };
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.slots[index as usize] = slot;
+                index
+            }
+            None => {
+                self.slots.push(slot);
+                (self.slots.len() - 1) as u32
+            }
+        };
         self.queued += 1;
         self.queued_bytes += bytes;
-        self.wake(flow);
-    }
-
-    fn wake(&mut self, flow: u32) {
-        let state = &mut self.flows[flow as usize].state;
-        if *state == FlowState::Idle {
-            *state = FlowState::Ready;
+        let flow_of = &mut self.flows[flow as usize];
+        flow_of.waiting.push_back(index);
+        if flow_of.state == FlowState::Idle {
+            flow_of.state = FlowState::Ready;
             self.ready.push_back(flow);
         }
     }
 
     /// Takes the next slice that may be posted now, with a credit. It must be answered with [`posted`](Self::posted),
     /// [`again`](Self::again) or [`end`](Self::end) before the next one is taken.
+    #[inline]
     pub fn next(&mut self, now: u64) -> Option<Token> {
-        if self.closed || self.free.is_empty() {
+        if self.closed || self.in_flight >= self.depth {
             return None;
         }
         if !self.paused.is_empty() {
             self.unpause(|until| until <= now);
         }
-        let flow = *self.ready.front()?;
-        let (bytes, _) = *self.flows[flow as usize].waiting.front().map(|(b, _)| (*b, ())).as_ref()?;
-        if self.in_flight_bytes > 0 && self.in_flight_bytes.saturating_add(bytes) > self.window_bytes {
+        let flow = &mut self.flows[*self.ready.front()? as usize];
+        let index = *flow.waiting.front()?;
+        let slot = &mut self.slots[index as usize];
+        if self.in_flight_bytes > 0 && self.in_flight_bytes.saturating_add(slot.bytes) > self.window_bytes {
             return None;
         }
-        let slot = self.free.pop()?;
-        let (bytes, item) = self.flows[flow as usize].waiting.pop_front()?;
+        flow.waiting.pop_front();
+        flow.flying += 1;
+        slot.flying = true;
         self.queued -= 1;
-        self.queued_bytes -= bytes;
-        self.in_flight_bytes += bytes;
-        self.slots[slot as usize] = Some(Entry { flow, bytes, item });
-        Some(Token(slot))
+        self.queued_bytes -= slot.bytes;
+        self.in_flight += 1;
+        self.in_flight_bytes += slot.bytes;
+        Some(Token(index))
     }
 
     /// The slice was accepted.
+    #[inline]
     pub fn posted(&mut self, token: Token) {
-        let Some(flow) = self.flow_of(token) else { return };
-        self.flows[flow as usize].pause = FIRST_PAUSE;
-        self.rotate(flow);
+        let Some(slot) = self.slots.get(token.0 as usize).filter(|slot| slot.flying) else { return };
+        let index = slot.flow;
+        let flow = &mut self.flows[index as usize];
+        flow.pause = FIRST_PAUSE;
+        // Alone in the line and with more to come, it stays where it is.
+        if self.ready.len() > 1 || flow.waiting.is_empty() {
+            self.rotate(index);
+        }
     }
 
     /// There was no room for it: it goes back to the head of its flow, which waits until something completes, or a little.
     pub fn again(&mut self, token: Token, now: u64) {
-        let Some(entry) = self.take(token) else { return };
-        let flow = &mut self.flows[entry.flow as usize];
-        flow.waiting.push_front((entry.bytes, entry.item));
+        let Some((flow_index, bytes)) = self.land(token) else { return };
         self.queued += 1;
-        self.queued_bytes += entry.bytes;
+        self.queued_bytes += bytes;
+        let flow = &mut self.flows[flow_index as usize];
+        flow.waiting.push_front(token.0);
         let until = now.saturating_add(flow.pause);
         flow.pause = (flow.pause * 2).min(LONGEST_PAUSE);
         flow.state = FlowState::Paused { until };
-        self.drop_front(entry.flow);
-        self.paused.push(entry.flow);
+        self.drop_front(flow_index);
+        self.paused.push(flow_index);
     }
 
     /// The slice has ended, one way or another (or will not be posted at all); its credit is free again. `None` if there
     /// is no such slice.
+    #[inline]
     pub fn end(&mut self, token: Token) -> Option<T> {
-        let entry = self.take(token)?;
+        let (flow, _) = self.land(token)?;
         // It was at the head of the line if it has not been posted; then the others of its flow have their turn now.
-        if self.ready.front() == Some(&entry.flow) && self.flows[entry.flow as usize].waiting.is_empty() {
-            self.rotate(entry.flow);
+        if self.ready.front() == Some(&flow) && self.flows[flow as usize].waiting.is_empty() {
+            self.rotate(flow);
         }
-        self.unpause(|_| true);
-        Some(entry.item)
+        if !self.paused.is_empty() {
+            self.unpause(|_| true);
+        }
+        self.free.push(token.0);
+        self.slots[token.0 as usize].item.take()
+    }
+
+    /// Gives a slice's credit back: its flow and length.
+    #[inline]
+    fn land(&mut self, token: Token) -> Option<(u32, u64)> {
+        let slot = self.slots.get_mut(token.0 as usize).filter(|slot| slot.flying)?;
+        slot.flying = false;
+        self.in_flight -= 1;
+        self.in_flight_bytes -= slot.bytes;
+        self.flows[slot.flow as usize].flying -= 1;
+        Some((slot.flow, slot.bytes))
     }
 
     /// A slice that has been taken and not ended.
     #[must_use]
+    #[inline]
     pub fn get(&self, token: Token) -> Option<&T> {
-        self.slots.get(token.0 as usize)?.as_ref().map(|entry| &entry.item)
+        self.slots.get(token.0 as usize).filter(|slot| slot.flying)?.item.as_ref()
     }
 
     /// The same, to be changed.
+    #[inline]
     pub fn get_mut(&mut self, token: Token) -> Option<&mut T> {
-        self.slots.get_mut(token.0 as usize)?.as_mut().map(|entry| &mut entry.item)
+        self.slots.get_mut(token.0 as usize).filter(|slot| slot.flying)?.item.as_mut()
     }
 
     /// The slices in flight, with their tokens.
     pub fn flying(&self) -> impl Iterator<Item = (Token, &T)> {
-        self.slots.iter().enumerate().filter_map(|(i, slot)| Some((Token(i as u32), &slot.as_ref()?.item)))
+        let flying = self.slots.iter().enumerate().filter(|(_, slot)| slot.flying);
+        flying.filter_map(|(index, slot)| Some((Token(index as u32), slot.item.as_ref()?)))
     }
 
     /// When the first paused flow may go on, if anything only waits for that.
@@ -250,13 +300,17 @@ impl<T> Queue<T> {
             let mut at = waiting.len();
             while at > 0 && budget > 0 {
                 at -= 1;
-                if waiting.get(at).is_some_and(|(_, item)| which(item))
-                    && let Some((bytes, item)) = waiting.remove(at)
+                let Some(&index) = waiting.get(at) else { break };
+                let Some(slot) = self.slots.get_mut(index as usize) else { break };
+                if slot.item.as_ref().is_some_and(&mut which)
+                    && let Some(item) = slot.item.take()
                 {
+                    waiting.remove(at);
+                    self.free.push(index);
                     self.queued -= 1;
-                    self.queued_bytes -= bytes;
-                    budget = budget.saturating_sub(bytes.max(1));
-                    taken(flow as u32, bytes, item);
+                    self.queued_bytes -= slot.bytes;
+                    budget = budget.saturating_sub(slot.bytes.max(1));
+                    taken(flow as u32, slot.bytes, item);
                 }
             }
             if self.flows[flow].waiting.is_empty() {
@@ -266,17 +320,6 @@ impl<T> Queue<T> {
                 break;
             }
         }
-    }
-
-    fn take(&mut self, token: Token) -> Option<Entry<T>> {
-        let entry = self.slots.get_mut(token.0 as usize)?.take()?;
-        self.free.push(token.0);
-        self.in_flight_bytes -= entry.bytes;
-        Some(entry)
-    }
-
-    fn flow_of(&self, token: Token) -> Option<u32> {
-        Some(self.slots.get(token.0 as usize)?.as_ref()?.flow)
     }
 
     /// The flow at the head of the line goes to its end, or out of it if it has nothing more.

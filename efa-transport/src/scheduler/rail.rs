@@ -21,14 +21,31 @@ pub fn rank(set: Set, nic: usize) -> Option<usize> {
     (set & bit != 0).then(|| (set & (bit - 1)).count_ones() as usize)
 }
 
+/// How fast a NIC is, prepared for [`cost`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    near: u64,
+    far: u64,
+}
+
+impl Pace {
+    /// Of a link of `mbps` Mbit/s.
+    #[must_use]
+    pub const fn of(mbps: u32) -> Self {
+        // Cost units for 64 bytes: a division here saves one for every NIC and slice. 64 Mbit/s is as slow as it gets.
+        let near = (1_u64 << 30) / if mbps < 64 { 64 } else { mbps as u64 };
+        // A far NIC is taken when the near ones are a third busier.
+        Self { near, far: near + near / 3 }
+    }
+}
+
 /// How soon `bytes` more would be through a NIC, in arbitrary units that are the same for all NICs: what is waiting, over
-/// the speed, with a surcharge for a NIC that is far from the memory.
+/// the speed, with a surcharge for a NIC that is far from the memory. Of up to 2^44 bytes.
 #[inline]
-pub fn cost(waiting_bytes: u64, bytes: u64, link_mbps: u32, far: bool) -> u64 {
-    let total = waiting_bytes.saturating_add(bytes).saturating_add(PER_SLICE);
-    // A far NIC is taken when the near ones are a third busier.
-    let weighed = if far { total.saturating_add(total / 3) } else { total };
-    weighed.saturating_mul(1024) / u64::from(link_mbps.max(1))
+#[must_use]
+pub fn cost(waiting_bytes: u64, bytes: u64, pace: Pace, far: bool) -> u64 {
+    let total = waiting_bytes.wrapping_add(bytes.wrapping_add(PER_SLICE));
+    (total >> 6).wrapping_mul(if far { pace.far } else { pace.near })
 }
 
 /// What a slice costs besides its bytes, in bytes: a card does a few million operations a second at some ten GB/s.
@@ -36,16 +53,87 @@ pub const PER_SLICE: u64 = 4096;
 
 /// The eligible NIC with the least cost; of equal ones the first at or after `turn`, which the caller lets rotate.
 #[inline]
-pub fn least_loaded(eligible: Set, turn: usize, mut cost: impl FnMut(usize) -> u64) -> Option<usize> {
-    let mut best: Option<(u64, usize)> = None;
-    let split = u128::MAX.checked_shl((turn % 128) as u32).unwrap_or(0);
-    for nic in members(eligible & split).chain(members(eligible & !split)) {
-        let cost = cost(nic);
-        if best.is_none_or(|(least, _)| cost < least) {
-            best = Some((cost, nic));
+pub fn least_loaded(eligible: Set, turn: usize, cost: impl FnMut(usize) -> u64) -> Option<usize> {
+    two_least(eligible, turn, cost).map(|least| least.nic)
+}
+
+/// The cheapest NIC, what it costs, and what the next one does.
+struct Least {
+    nic: usize,
+    cost: u64,
+    next: u64,
+}
+
+#[inline]
+fn two_least(eligible: Set, turn: usize, mut cost: impl FnMut(usize) -> u64) -> Option<Least> {
+    if eligible == 0 {
+        return None;
+    }
+    // Two words rather than one long one: most machines need the first only.
+    let (low, high) = (eligible as u64, (eligible >> 64) as u64);
+    let turn = turn % 128;
+    let mut least = Least { nic: eligible.trailing_zeros() as usize, cost: u64::MAX, next: u64::MAX };
+    let mut look = |mut word: u64, base: usize| {
+        while word != 0 {
+            let nic = base + word.trailing_zeros() as usize;
+            word &= word - 1;
+            let cost = cost(nic);
+            if cost < least.cost {
+                least = Least { nic, cost, next: least.cost };
+            } else if cost < least.next {
+                least.next = cost;
+            }
+        }
+    };
+    if high == 0 && turn < 64 {
+        let after = u64::MAX << turn;
+        look(low & after, 0);
+        look(low & !after, 0);
+    } else {
+        let after = u128::MAX << turn;
+        for part in [eligible & after, eligible & !after] {
+            look(part as u64, 0);
+            look((part >> 64) as u64, 64);
         }
     }
-    best.map(|(_, nic)| nic)
+    Some(least)
+}
+
+/// Chooses NICs for the slices of one batch. Looks at all of them only when it has to: the NIC that was chosen stays the right
+/// one until it has got so much that another is as good, or, when all have plenty waiting, an eighth more than that.
+#[derive(Debug, Default)]
+pub struct Chooser {
+    eligible: Set,
+    nic: usize,
+    /// What the NIC may still get, in units of [`cost`].
+    room: u64,
+}
+
+impl Chooser {
+    /// The NIC for a slice that costs `own` on it when it is idle; `cost` says how soon the slice would be through each.
+    #[inline]
+    pub fn choose(
+        &mut self,
+        eligible: Set,
+        turn: usize,
+        own: impl Fn(usize) -> u64,
+        cost: impl FnMut(usize) -> u64,
+    ) -> Option<usize> {
+        if eligible == self.eligible {
+            let own = own(self.nic);
+            if own <= self.room {
+                self.room -= own;
+                return Some(self.nic);
+            }
+        }
+        let least = two_least(eligible, turn, cost)?;
+        // Both costs hold the slice itself.
+        let next = if least.next == u64::MAX { least.cost } else { least.next };
+        let ahead = next - least.cost;
+        let waiting = next.saturating_sub(own(least.nic));
+        *self = Self { eligible, nic: least.nic, room: ahead.max(waiting / 8) };
+        Some(least.nic)
+    }
 }
 
 /// The first remote NIC of local NIC `local`, and how many it has. Both sides come to the same pairs: each NIC of the side that
@@ -166,10 +254,39 @@ mod tests {
     }
 
     #[test]
+    fn a_chooser_spreads_what_is_little_evenly_and_what_is_much_nearly_so() {
+        for (count, most) in [(16, 1), (160, 10), (1600, 115)] {
+            let pace = Pace::of(100_000);
+            let (mut loads, mut given) = ([0_u64; 16], [0; 16]);
+            let mut chooser = Chooser::default();
+            let bytes = 64 << 10;
+            for slice in 0..count {
+                let own = |_| cost(0, bytes, pace, false);
+                let nic =
+                    chooser.choose(0xffff, slice, own, |nic| cost(loads[nic], bytes, pace, false)).unwrap();
+                loads[nic] += bytes + PER_SLICE;
+                given[nic] += 1;
+            }
+            assert!(given.iter().all(|&n| n <= most && n * 115 >= most * 80), "{count}: {given:?}");
+        }
+    }
+
+    #[test]
+    fn a_chooser_looks_again_when_the_eligible_nics_are_others() {
+        let mut chooser = Chooser::default();
+        let flat = |_: usize| 1 << 30;
+        assert_eq!(chooser.choose(0b0011, 0, |_| 1, flat), Some(0));
+        assert_eq!(chooser.choose(0b0011, 1, |_| 1, flat), Some(0), "an eighth more");
+        assert_eq!(chooser.choose(0b1110, 1, |_| 1, flat), Some(1));
+        assert_eq!(chooser.choose(0, 1, |_| 1, flat), None);
+    }
+
+    #[test]
     fn a_far_nic_helps_only_when_the_near_one_is_busy() {
-        let (near, far) = (cost(0, 1 << 20, 100_000, false), cost(0, 1 << 20, 100_000, true));
+        let (near, far) =
+            (cost(0, 1 << 20, Pace::of(100_000), false), cost(0, 1 << 20, Pace::of(100_000), true));
         assert!(near < far);
-        assert!(cost(1 << 20, 1 << 20, 100_000, false) > far);
-        assert!(cost(0, 4096, 200_000, false) < cost(0, 4096, 100_000, false));
+        assert!(cost(1 << 20, 1 << 20, Pace::of(100_000), false) > far);
+        assert!(cost(0, 4096, Pace::of(200_000), false) < cost(0, 4096, Pace::of(100_000), false));
     }
 }

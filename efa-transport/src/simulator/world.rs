@@ -8,7 +8,7 @@ use super::report::{CardReport, Report};
 use super::{Faults, Scenario, Settings};
 use crate::scheduler::health::Health;
 use crate::scheduler::queue::{Queue, Token};
-use crate::scheduler::rail::{Set, cost, least_loaded, members, partner};
+use crate::scheduler::rail::{Pace, Set, cost, least_loaded, members, partner};
 use crate::scheduler::retry::{Decision, Failure, decide};
 use crate::scheduler::slicer::{Chunk, Stretch, longest_slice, slice};
 
@@ -280,7 +280,7 @@ impl<'a> World<'a> {
         let bytes = self.slices[slice].bytes;
         let chosen = least_loaded(eligible, self.turn, |index| {
             let card = &self.cards[index];
-            cost(card.load, bytes, card.card.link_mbps, false)
+            cost(card.load, bytes, Pace::of(card.card.link_mbps), false)
         });
         let Some(card) = chosen else {
             self.violations.push("no lane for a slice although there are cards".into());

@@ -38,7 +38,7 @@ pub(crate) fn config(provider: &str, nics: usize, name: &str) -> Config {
         return config.nics(NicSelection::Named(efa_cards().into_iter().take(nics).collect()));
     }
     let config = config.endpoints_per_nic(nics);
-    if provider == "shm" { config } else { config.source("127.0.0.1") }
+    if matches!(provider, "shm" | "scripted") { config } else { config.source("127.0.0.1") }
 }
 
 /// The names of all EFA cards, in order.
