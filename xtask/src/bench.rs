@@ -1,7 +1,7 @@
 //! `cargo xtask bench SUITE`: runs a benchmark program and collects its rows.
 //!
 //! A suite is a bench target: `CRATE/benches/SUITE.rs` with `harness = false`, built on `benchkit`. Nothing has to be
-//! declared here.
+//! declared here. The rows stay under `target/bench`, where `weft-report` draws those of all suites.
 
 use std::path::PathBuf;
 
@@ -29,6 +29,18 @@ pub(crate) struct Args {
     filter: Option<String>,
 }
 
+/// Where the rows of every suite are kept, and the plots of them, under the target directory.
+const REPORT: &str = "bench";
+
+/// Keeps a suite's rows for the report; those of a filtered run are not the whole suite.
+fn keep(workspace: &Workspace, suite: &str, json: &std::path::Path) -> Result<()> {
+    let folder = workspace.target_dir.join(REPORT);
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let kept = folder.join(format!("{suite}.json"));
+    std::fs::copy(json, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
+    Ok(())
+}
+
 /// A benchmark program.
 struct Suite {
     name: String,
@@ -36,7 +48,8 @@ struct Suite {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let suites = suites(&Workspace::load()?);
+    let workspace = Workspace::load()?;
+    let suites = suites(&workspace);
     let names = suites.iter().map(|suite| suite.name.as_str()).collect::<Vec<_>>().join(", ");
     let Some(wanted) = &args.suite else {
         println!("suites: {names}, all");
@@ -62,7 +75,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             cmd = cmd.arg(filter);
         }
         match cmd.run().and_then(|()| read_rows(&json)) {
-            Ok(measured) => rows.extend(measured),
+            Ok(measured) => {
+                if args.filter.is_none() {
+                    keep(&workspace, &suite.name, &json)?;
+                }
+                rows.extend(measured);
+            }
             Err(error) => {
                 eprintln!("error: suite {}: {error:#}", suite.name);
                 failed.push(suite.name.as_str());
@@ -73,6 +91,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let text = serde_json::to_string_pretty(&rows)? + "\n";
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
         println!("{} rows in {}", rows.len(), path.display());
+    }
+    let folder = workspace.target_dir.join(REPORT);
+    if args.filter.is_none() && folder.is_dir() {
+        Cmd::cargo("run")
+            .args(["--quiet", "--package", "weft-report", "--"])
+            .arg(&folder)
+            .dir(root())
+            .quiet()
+            .run()?;
     }
     if !failed.is_empty() {
         bail!("{} of {} suites failed: {}", failed.len(), chosen.len(), failed.join(", "));

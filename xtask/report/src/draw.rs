@@ -52,6 +52,7 @@ fn lines(area: &Area<'_>, title: &str, value: &str, series: &[Line]) -> Drawn {
     let mut chart = ChartBuilder::on(area)
         .caption(title, (FONT, 17))
         .margin(14)
+        .margin_right(34)
         .x_label_area_size(48)
         .y_label_area_size(80)
         .build_cartesian_2d(least..most.max(least + 1.0), 0.0..top)?;
@@ -152,6 +153,7 @@ fn cases(
         .caption(title, (FONT, 17))
         .margin(14)
         .margin_top(10)
+        .margin_right(34)
         .x_label_area_size(46)
         .y_label_area_size(NAMES)
         .build_cartesian_2d(0.0..most, 0.0..names.len() as f64)?;
@@ -175,9 +177,10 @@ fn cases(
         area.draw(&Text::new(shorten(shown), (left - 8, y), style))?;
         each(index, &at)?;
     }
-    // Under the title, on the left, where no bar comes.
+    // Under the names, beside the axis.
+    let bottom = area.dim_in_pixel().1 as i32;
     for (index, (label, color)) in legend.iter().enumerate() {
-        let (x, y) = (20 + index as i32 * 210, 44);
+        let (x, y) = (20 + index as i32 * 200, bottom - 22);
         area.draw(&Rectangle::new([(x, y - 5), (x + 16, y + 5)], color.filled()))?;
         let style = (FONT, 13).into_font().color(&BLACK).pos(Pos::new(HPos::Left, VPos::Center));
         area.draw(&Text::new((*label).to_owned(), (x + 22, y), style))?;
