@@ -22,7 +22,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Packages that any other may use in its tests and benchmarks, and that nobody else uses.
-const TOOLS: &[&str] = &["benchkit", "scripted-provider"];
+const TOOLS: &[&str] = &["benchkit", "scripted-provider", "weft-report"];
 
 /// A promise about everything that a package pulls in, other projects' crates included.
 struct Promise {
