@@ -168,3 +168,34 @@ fn no_write_arrives_after_a_batch_was_quiesced() {
     assert!(far.holds("pool", &filled(LEN, 3)), "a late write");
     assert!(matches!(near.ask(Order::Probe(far.name.clone())), Answer::Ok));
 }
+
+/// One card refuses its half of a request while the other one sits on its own. The request must not go over TCP before that half can
+/// do no harm: it would be overtaken, and what is written to the same place after it, too.
+#[test]
+fn a_request_moves_only_when_its_first_attempt_is_over() {
+    let test = "a_request_moves_only_when_its_first_attempt_is_over";
+    let Some(cluster) = Cluster::new(test, Kind::Auto) else { return };
+    let _alone = alone();
+    let (mut near, mut far) = (cluster.node(), cluster.node());
+    far.register("pool", LEN, READ_WRITE, 1);
+    near.register("staging", LEN, LOCAL, 2);
+    near.open(&far);
+    near.must(Order::WarmUp(far.name.clone()));
+    cluster.fault("hold op=write card=0");
+    cluster.fault("fail status=7 op=write card=1");
+    let ended = near.batch(BatchOrder {
+        requests: vec![request(true, "staging", &far, "pool", 0, LEN as u64)],
+        follow: Follow::Wait,
+        deadline_ms: Some(3000),
+        notify: None,
+    });
+    assert!(ended.quiesced, "it has gone over TCP while the first attempt could still write: {ended:?}");
+    far.must(Order::Fill { label: "pool".into(), seed: 3 });
+    cluster.heal();
+    // A round trip over both cards: what was held would have been let go before it.
+    eventually("EFA works again", || {
+        near.batch(order(vec![request(false, "staging", &far, "pool", 0, LEN as u64)])).result.is_ok()
+            && near.view(&far.name).path.starts_with("efa/")
+    });
+    assert!(far.holds("pool", &filled(LEN, 3)), "a late write, after {ended:?}");
+}

@@ -464,7 +464,9 @@ fn run(engine: &Engine, batch: &mut Batch, follow: Follow) -> Result<Ended, Erro
         (0..count).map(status).collect()
     };
     let first = statuses(());
-    let quiesced = handle.quiesced(soon());
+    // After success it is so at once, but for the last hand of another thread.
+    let limit = if result.is_ok() { Duration::from_secs(1) } else { PATIENCE };
+    let quiesced = handle.quiesced(Instant::now() + limit);
     assert_eq!(first, statuses(()), "a status has changed after the end");
     Ok(Ended { result: result.map_err(|error| error.to_string()), statuses: first, quiesced, ms })
 }
