@@ -11,7 +11,7 @@ use crate::batch::BatchState;
 use crate::cipher::Cipher;
 use crate::decoder::{Decoder, Step};
 use crate::handshake::{Failure, Handshake, Introduction, Psk};
-use crate::initiator::Initiator;
+use crate::initiator::{Control, Initiator};
 use crate::memory::{Memory, OwnedMemory};
 use crate::region::{Access, Region, RegionTable};
 use crate::request::Range;
@@ -292,6 +292,71 @@ proptest! {
         while step(&mut initiator, &mut responder, 512, 512) {}
         prop_assert!(again.has_ended());
         prop_assert_eq!(&contents(&world.there)[..100], &contents(&world.here)[..100]);
+    }
+
+    /// Say good-bye anywhere: what is in flight is answered all the same, once, and then nothing is half-done.
+    #[test]
+    fn going_away_anywhere_answers_everything(ops in ops(), steps in 0_usize..60, cut in 1_usize..300) {
+        let world = World::new(1000);
+        let (here, there) = (contents(&world.here), contents(&world.there));
+        let batch = BatchState::with_requests(&world.counters, ops.len());
+        let mut events = Window::default();
+        let (mut initiator, mut responder) = (Initiator::new(addr(), 1 << 20), world.responder());
+        for (i, op) in ops.iter().enumerate() {
+            initiator.push(&mut world.slice(op, &batch, i, &mut events), events.floor());
+        }
+        batch.seal();
+        for _ in 0..steps {
+            step(&mut initiator, &mut responder, cut, cut);
+        }
+        responder.go_away();
+        responder.go_away(); // said once
+        while step(&mut initiator, &mut responder, cut, cut) {}
+        prop_assert!(batch.has_ended() && initiator.in_flight() == 0 && responder.is_idle());
+        prop_assert_eq!(&initiator.leavings.control, &[Control::GoAway]);
+        check(&world, &ops, &here, &there)?;
+        prop_assert_eq!(delivered(&world), expected(&ops));
+    }
+
+    /// Ask for the end of a lane among other requests: the question is put once, and its answer is told as that lane's.
+    #[test]
+    fn superseding_is_asked_once_and_answered_once(ops in ops(), lanes in prop::collection::vec(any::<u64>(), 1..5), cut in 1_usize..300) {
+        let world = World::new(1000);
+        let batch = BatchState::with_requests(&world.counters, ops.len());
+        let mut events = Window::default();
+        let (mut initiator, mut responder) = (Initiator::new(addr(), 1 << 20), world.responder());
+        let late = Instant::now() + Duration::from_secs(3600);
+        for (i, op) in ops.iter().enumerate() {
+            initiator.push(&mut world.slice(op, &batch, i, &mut events), events.floor());
+            if let Some(&lane) = lanes.get(i) {
+                initiator.push(&mut Slice::control(Kind::Supersede, lane, late), 0);
+            }
+        }
+        batch.seal();
+        let asked: Vec<u64> = lanes.iter().copied().take(ops.len()).collect();
+        let mut closed = Vec::new();
+        loop {
+            let moved = step(&mut initiator, &mut responder, cut, cut);
+            prop_assert!(initiator.leavings.control.len() <= closed.len(), "told before it was done");
+            let errands = std::mem::take(&mut responder.errands);
+            if !moved && errands.is_empty() {
+                break;
+            }
+            for errand in errands {
+                let Errand::Supersede { id, lane } = errand else { panic!("{errand:?}") };
+                closed.push(lane);
+                responder.answer(id, 0);
+            }
+        }
+        prop_assert_eq!(&closed, &asked);
+        let told: Vec<u64> = initiator
+            .leavings
+            .control
+            .iter()
+            .map(|c| match c { Control::Superseded(lane) => *lane, other => panic!("{other:?}") })
+            .collect();
+        prop_assert_eq!(&told, &asked);
+        prop_assert!(batch.has_ended() && initiator.in_flight() == 0);
     }
 
     /// A full queue delays events and loses none.

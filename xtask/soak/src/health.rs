@@ -28,6 +28,9 @@ pub(crate) fn this_process() -> Process {
     Process { memory_kib: field("VmRSS:").unwrap_or(0), threads: field("Threads:").unwrap_or(0), descriptors }
 }
 
+/// One figure of a sample.
+type Figure = fn(&Alive) -> u64;
+
 /// Whether the samples of one life show growth; the words say of what.
 pub(crate) fn growth(life: &[Alive]) -> Option<String> {
     if life.len() < WARM + 2 * WINDOW {
@@ -35,8 +38,8 @@ pub(crate) fn growth(life: &[Alive]) -> Option<String> {
     }
     let (first, last) = (&life[WARM..][..WINDOW], &life[life.len() - WINDOW..]);
     // The least of each window: what is held all the time.
-    let least = |window: &[Alive], of: fn(&Alive) -> u64| window.iter().map(of).min().unwrap_or(0);
-    let figures: [(&str, fn(&Alive) -> u64, u64); 3] = [
+    let least = |window: &[Alive], of: Figure| window.iter().map(of).min().unwrap_or(0);
+    let figures: [(&str, Figure, u64); 3] = [
         ("KiB of memory", |a| a.memory_kib, MEMORY_KIB),
         ("threads", |a| a.threads, THREADS),
         ("file descriptors", |a| a.descriptors, DESCRIPTORS),

@@ -72,14 +72,14 @@ pub(crate) fn run(spec: &Spec) -> Result<()> {
                 Report::Violation(violation.unwrap_or_else(|_| "every writer has ended".into())).print();
                 std::process::exit(1);
             }
-            recv(orders) -> order => if order == Ok(Order::Reregister) {
-                if let Some(region) = registered.take() {
-                    if let Some(violation) = take_back(&engine, region, &pool, &mut rng) {
-                        Report::Violation(format!("node {}: {violation}", spec.node)).print();
-                        std::process::exit(1);
-                    }
-                    registered = Some(engine.register(POOL, pool.clone(), Access::READ_WRITE)?);
+            recv(orders) -> order => if order == Ok(Order::Reregister)
+                && let Some(region) = registered.take()
+            {
+                if let Some(violation) = take_back(&engine, region, &pool, &mut rng) {
+                    Report::Violation(format!("node {}: {violation}", spec.node)).print();
+                    std::process::exit(1);
                 }
+                registered = Some(engine.register(POOL, pool.clone(), Access::READ_WRITE)?);
             },
             recv(ticks) -> _ => Report::Alive(meters.snapshot(spec.life)).print(),
         }

@@ -366,6 +366,12 @@ impl Soak {
                     ));
                 }
             }
+            // One whose traffic went over TCP all the time has shown nothing about the cards.
+            let on_cards = |a: &Alive| a.paths.iter().any(|p| p.starts_with("efa"));
+            let has_cards = self.network.is_some() && WITH_CARDS.contains(&node);
+            if has_cards && !lives.values().flatten().any(on_cards) {
+                return Some(format!("node {node} has cards and never used them: {:?}", now.paths));
+            }
             if let Some(growth) = lives.values().find_map(|life| health::growth(life)) {
                 return Some(format!("node {node} leaks: {growth}"));
             }
@@ -402,7 +408,7 @@ impl Drop for Soak {
 /// The libfabric of `cargo xtask libfabric`, or the one that the environment names.
 fn libfabric() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("FABRIC_LIBRARY") {
-        return Some(path.into());
+        return Some(PathBuf::from(path)).filter(|path| path.is_file());
     }
     let executable = std::env::current_exe().ok()?;
     let mut places = executable.ancestors().map(|dir| dir.join("libfabric-2.5.1/lib/libfabric.so.1"));
