@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import logging
+import os
 import subprocess
 import sys
 
@@ -114,9 +115,8 @@ def test_close_ends_an_engine(node: weft.mooncake.TransferEngine) -> None:
 
 
 def run(*arguments: str, path: str | None = None) -> str:
-    env = {"PYTHONPATH": path} if path else {}
-    import os
-
+    before = os.environ.get("PYTHONPATH")
+    env = {"PYTHONPATH": os.pathsep.join(filter(None, [path, before]))} if path else {}
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, **env}, timeout=60
     )

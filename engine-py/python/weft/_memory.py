@@ -126,9 +126,9 @@ def _dlpack(memory: Any) -> tuple[int, int, Any]:
     size = (tensor.bits * tensor.lanes + 7) // 8
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     strides = tuple(tensor.strides[i] * size for i in range(tensor.ndim)) if tensor.strides else None
-    if not _dense(shape, strides, size):
-        raise BufferError(_STRIDED)
     length = prod(shape) * size
     if not tensor.data or length == 0:
         raise BufferError("the tensor is empty")
+    if not _dense(shape, strides, size):
+        raise BufferError(_STRIDED)
     return tensor.data + tensor.byte_offset, length, (capsule, memory)

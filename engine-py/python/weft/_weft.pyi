@@ -5,7 +5,7 @@ from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import Any, final
 
-from weft.mooncake import TransferNotify, TransferOpcode
+from weft.mooncake._types import TransferNotify, TransferOpcode
 
 __version__: str
 
@@ -185,6 +185,7 @@ class Wake:
 
 @final
 class TransferEngine:
+    TransferOpcode: type[TransferOpcode]
     def __new__(cls) -> TransferEngine: ...
     def initialize(
         self, local_hostname: str, metadata_server: str, protocol: str, device_name: str, /

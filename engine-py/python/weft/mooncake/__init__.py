@@ -27,6 +27,9 @@ from pathlib import Path
 from .._weft import TransferEngine
 from ._types import TransferNotify, TransferOpcode
 
+# Mooncake's class has it, too.
+TransferEngine.TransferOpcode = TransferOpcode
+
 Read = TransferOpcode.Read
 Write = TransferOpcode.Write
 
