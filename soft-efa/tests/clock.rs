@@ -11,7 +11,7 @@ use soft_efa::abi::{
 use soft_efa::clock::Clock;
 use soft_efa::{Network, settings};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use support::node::{Line, Side};
 use support::verbs::{Card, To, Verbs, Work, number, part, target};
@@ -32,19 +32,23 @@ fn the_same_seed_gives_the_same_order_times_and_faults() {
         "fail status=13 prob=0.2\ndelay us=7 op=read prob=0.5\nfail status=8 at=end op=write every=9\n",
     )
     .unwrap();
-    let run = |seed: u64, gbps: &str| {
+    let run_with = |seed: u64, gbps: &str, faults: &Path| {
         let mut network = virtual_network(2, gbps, "10");
-        network.set(settings::SEED, seed.to_string()).set(settings::FAULTS, &faults);
+        network.set(settings::SEED, seed.to_string()).set(settings::FAULTS, faults);
         alone(&network, "transcript")
     };
+    let run = |seed, gbps| run_with(seed, gbps, &faults);
     for gbps in ["100,50", "0"] {
         let first = run(7, gbps);
         assert!(first.lines().count() > 200 && first.contains("status 13"), "{first}");
         for again in 0..3 {
             assert!(run(7, gbps) == first, "seed 7, {gbps} Gbit/s: run {again} differs from the first");
         }
-        assert!(run(8, gbps) != first, "another seed gives another order");
+        assert!(run(8, gbps) != first, "another seed gives other faults");
     }
+    let none = folder.path().join("none");
+    std::fs::write(&none, "").unwrap();
+    assert!(run_with(7, "0", &none) != run_with(8, "0", &none), "another seed gives another order");
 }
 
 #[test]
@@ -103,6 +107,18 @@ fn processes_share_one_clock() {
 }
 
 #[test]
+fn time_does_not_jump_over_what_another_process_does() {
+    let network = virtual_network(2, "0", "10,1000");
+    let folder = tempfile::tempdir().unwrap();
+    let line = folder.path().join("line");
+    let start = |first| {
+        support::Running(support::without_libfabric(&network, "one waits", first, &line).spawn().unwrap())
+    };
+    let (mut first, mut second) = (start(true), start(false));
+    assert_eq!((first.wait().code(), second.wait().code()), (Some(0), Some(0)));
+}
+
+#[test]
 fn libfabric_lives_on_that_clock_too() {
     let test = "libfabric_lives_on_that_clock_too";
     let Some(library) = library_2(test) else { return };
@@ -121,6 +137,7 @@ fn child() {
         "schedules" => schedules(&part),
         "by hand" => by_hand(),
         "ping-pong" => ping_pong(&part),
+        "one waits" => one_waits(&part),
         "an hour" => an_hour(&part),
         other => panic!("no play called {other}"),
     }
@@ -359,6 +376,32 @@ fn ping_pong(told: &Part) {
     }
     line.tell(b"done");
     while line.hear(|| _ = card.poll(queue)).is_none() {}
+}
+
+/// The first process waits a millisecond for one write; the second one does fifty of ten microseconds, one after the other, meanwhile.
+fn one_waits(told: &Part) {
+    let clock = clock();
+    let cards = own_cards(2);
+    let mut line = Line::open(&told.line, told.first);
+    let end = |own: &Own, at: u64| {
+        while own.card.poll(own.queue).is_none() {}
+        assert_eq!(clock.now(), Duration::from_micros(at));
+    };
+    if told.first {
+        assert_eq!(line.hear(|| {}).unwrap(), b"begun");
+        cards[1].write(1, cards[1].mr, 0, 64);
+        line.tell(b"go on");
+        end(&cards[1], 1000);
+    } else {
+        cards[0].write(0, cards[0].mr, 0, 64);
+        line.tell(b"begun");
+        assert_eq!(line.hear(|| {}).unwrap(), b"go on");
+        end(&cards[0], 10);
+        for n in 2..=50 {
+            cards[0].write(0, cards[0].mr, 0, 64);
+            end(&cards[0], 10 * n);
+        }
+    }
 }
 
 fn an_hour(told: &Part) {
