@@ -366,8 +366,9 @@ impl PeerInner {
         for lane in touched.lanes() {
             if let Err(cause) = lane.flush() {
                 self.lane_lost(lane, &cause);
-            } else if !lane.is_driven() {
-                // Whoever waits for these may be asleep: there was no lane to drive.
+            } else {
+                // Whoever waits for these may be asleep: there was no lane to drive. A driver who is at it now would not go on
+                // for them either when it has what it waits for itself.
                 lane.leave_to_io();
             }
         }
