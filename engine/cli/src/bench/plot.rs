@@ -9,7 +9,16 @@ use super::Outcome;
 use super::measure::Stage;
 use crate::units::{bytes, figures};
 
-const SIZE: (u32, u32) = (1000, 1100);
+const SIZE: (u32, u32) = (1250, 1100);
+/// Room for the legend at the right of each plot.
+const LEGEND: u32 = 260;
+/// Where the legend begins, and how far its rows are apart.
+const LEGEND_TOP: i32 = 50;
+const LEGEND_ROW: i32 = 19;
+/// Around each plot.
+const MARGIN: u32 = 15;
+/// For the labels of the upright axis.
+const Y_LABELS: u32 = 70;
 const FONT: &str = "sans-serif";
 /// Colours that are told apart by most people with a colour deficiency too (Okabe and Ito's palette).
 const COLORS: [RGBColor; 7] = [
@@ -117,13 +126,15 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 fn throughput(area: &Area<'_>, series: &[Series<'_>]) -> Drawn {
+    let (area, beside) = area.split_horizontally(SIZE.0 - LEGEND);
+    let mut entries = Vec::new();
     let values = series.iter().flat_map(|one| &one.outcomes).map(|outcome| outcome.measured.throughput());
     let most = values.fold(0.0, f64::max).max(1e-6);
-    let mut chart = ChartBuilder::on(area)
+    let mut chart = ChartBuilder::on(&area)
         .caption("Throughput", (FONT, 20))
-        .margin(15)
+        .margin(MARGIN)
         .x_label_area_size(45)
-        .y_label_area_size(70)
+        .y_label_area_size(Y_LABELS)
         .build_cartesian_2d(BlockSizes::of(series), 0.0..most * 1.15)?;
     chart
         .configure_mesh()
@@ -138,15 +149,15 @@ fn throughput(area: &Area<'_>, series: &[Series<'_>]) -> Drawn {
         let point = |outcome: &&Outcome| (exponent(outcome.case.block), outcome.measured.throughput());
         let points: Vec<(f64, f64)> = one.outcomes.iter().map(point).collect();
         let color = one.color;
-        chart
-            .draw_series(LineSeries::new(points, color.stroke_width(2)).point_size(4))?
-            .label(&one.label)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], color.stroke_width(2)));
+        chart.draw_series(LineSeries::new(points, color.stroke_width(2)).point_size(4))?;
+        entries.push(Entry { label: one.label.clone(), color, dashed: false });
     }
-    legend(&mut chart)
+    legend(&beside, &entries)
 }
 
 fn latency(area: &Area<'_>, series: &[Series<'_>]) -> Drawn {
+    let (area, beside) = area.split_horizontally(SIZE.0 - LEGEND);
+    let mut entries = Vec::new();
     let micros =
         |outcome: &Outcome, quantile| outcome.measured.latencies.micros(Stage::Total, quantile).max(1e-3);
     let values = || {
@@ -156,12 +167,12 @@ fn latency(area: &Area<'_>, series: &[Series<'_>]) -> Drawn {
             .flat_map(|outcome| [micros(outcome, 0.5), micros(outcome, 0.99)])
     };
     let (least, most) = (values().fold(f64::MAX, f64::min), values().fold(1e-3, f64::max));
-    let mut chart = ChartBuilder::on(area)
+    let mut chart = ChartBuilder::on(&area)
         .caption("Latency of a batch", (FONT, 20))
-        .margin(15)
+        .margin(MARGIN)
         .x_label_area_size(45)
-        .y_label_area_size(70)
-        .build_cartesian_2d(BlockSizes::of(series), (least * 0.6..most * 4.0).log_scale())?;
+        .y_label_area_size(Y_LABELS)
+        .build_cartesian_2d(BlockSizes::of(series), (least * 0.6..most * 1.6).log_scale())?;
     chart
         .configure_mesh()
         .x_desc("block size (bytes, binary units)")
@@ -179,33 +190,32 @@ fn latency(area: &Area<'_>, series: &[Series<'_>]) -> Drawn {
                 .collect()
         };
         let (color, median, late): (_, Vec<_>, Vec<_>) = (one.color, points(0.5), points(0.99));
-        chart
-            .draw_series(LineSeries::new(median, color.stroke_width(2)).point_size(4))?
-            .label(format!("{}: p50", one.label))
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], color.stroke_width(2)));
+        chart.draw_series(LineSeries::new(median, color.stroke_width(2)).point_size(4))?;
+        entries.push(Entry { label: format!("{}: p50", one.label), color, dashed: false });
         chart.draw_series(late.iter().map(|point| TriangleMarker::new(*point, 5, color.filled())))?;
-        chart
-            .draw_series(DashedLineSeries::new(late, 6, 4, color.stroke_width(2)))?
-            .label(format!("{}: p99", one.label))
-            .legend(move |at| {
-                EmptyElement::at(at)
-                    + PathElement::new([(0, 0), (8, 0)], color.stroke_width(2))
-                    + PathElement::new([(14, 0), (22, 0)], color.stroke_width(2))
-            });
+        chart.draw_series(DashedLineSeries::new(late, 6, 4, color.stroke_width(2)))?;
+        entries.push(Entry { label: format!("{}: p99", one.label), color, dashed: true });
     }
-    legend(&mut chart)
+    legend(&beside, &entries)
 }
 
-fn legend<'a, 'b: 'a, X, Y>(chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>) -> Drawn
-where
-    X: Ranged<ValueType = f64> + plotters::coord::ranged1d::ValueFormatter<f64>,
-    Y: Ranged<ValueType = f64> + plotters::coord::ranged1d::ValueFormatter<f64>,
-{
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.4))
-        .label_font((FONT, 13))
-        .draw()
+/// What a line stands for.
+struct Entry {
+    label: String,
+    color: RGBColor,
+    dashed: bool,
+}
+
+/// Draws the entries below each other, at the right of a plot.
+fn legend(area: &Area<'_>, entries: &[Entry]) -> Drawn {
+    for (row, entry) in entries.iter().enumerate() {
+        let y = LEGEND_TOP + LEGEND_ROW * row as i32;
+        let pieces: &[(i32, i32)] = if entry.dashed { &[(0, 8), (14, 22)] } else { &[(0, 22)] };
+        for (from, to) in pieces {
+            area.draw(&PathElement::new([(*from, y), (*to, y)], entry.color.stroke_width(2)))?;
+        }
+        // The text hangs from its upper edge.
+        area.draw(&Text::new(entry.label.clone(), (30, y - 7), (FONT, 13)))?;
+    }
+    Ok(())
 }
