@@ -291,7 +291,7 @@ def test_signatures_are_mooncakes() -> None:
             continue
         documented = getattr(theirs.TransferEngine, name).__doc__ or ""
         first = next(line for line in documented.splitlines() if line.strip())
-        arguments = re.findall(r"(\w+): [^,=)]+(?:\[[^\]]*\])?(?: = ([^,)]+))?", first)
+        arguments = re.findall(r"(\w+): [\w.\[\]]+(?: = ([^,)]+))?", first)
         wanted = [(n, d) for n, d in arguments if n != "self"]
         signature = inspect.signature(getattr(ours.TransferEngine, name))
         ours_by_name = list(signature.parameters.values())[1:]

@@ -1,5 +1,7 @@
 //! `cargo xtask wheel`: builds the Python wheel, installs it into a fresh environment, and tests it there.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, ensure};
 
 use crate::interop;
@@ -35,6 +37,12 @@ const NEEDED: [&str; 3] = ["pytest", "numpy", "mypy"];
 /// Mooncake's own wheel; the tests that need it are skipped where it cannot be installed.
 pub(crate) const MOONCAKE: &str = "mooncake-transfer-engine-non-cuda==0.3.13.post1";
 
+/// Packages and the file of each that uses the transfer engine.
+const CONNECTORS: [(&str, &str); 2] = [
+    ("sglang==0.5.23", "sglang/srt/distributed/device_communicators/mooncake_transfer_engine.py"),
+    ("vllm==0.33.0", "vllm/distributed/kv_transfer/kv_connector/v1/mooncake/mooncake_connector.py"),
+];
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let python = python::interpreter(args.python.as_deref())?;
     let wheel = python::wheel(&python, args.dev)?;
@@ -56,6 +64,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Err(error) = venv.install([MOONCAKE]) {
         eprintln!("warning: comparing with Mooncake is left out: {error:#}");
     }
+    let connectors = connectors(&venv);
+    if let Err(error) = &connectors {
+        eprintln!("warning: SGLang's and vLLM's connectors are left out: {error:#}");
+    }
     // What the type hints say is what is there.
     venv.command().args(["-m", "mypy.stubtest", "--concise", "weft"]).dir(root().join("engine-py")).run()?;
     venv.command().args(["-m", "mypy", "--strict", "-p", "weft"]).dir(root().join("engine-py")).run()?;
@@ -64,8 +76,48 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .args(["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"])
         .args(&args.pytest)
         .env("WEFT_LEAK_CYCLES", cycles)
+        .env("WEFT_CONNECTORS", connectors.unwrap_or_default())
         .dir(root().join("engine-py"))
         .run()
+}
+
+/// The connector files of SGLang and vLLM, out of their wheels: the folder that they are in. Nothing else of them is kept.
+fn connectors(venv: &Venv) -> Result<PathBuf> {
+    let home = python::home()?;
+    let folder = home.join("connectors");
+    for (package, file) in CONNECTORS {
+        if folder.join(file).is_file() {
+            continue;
+        }
+        let downloads = home.join("downloads");
+        venv.command()
+            .args(["-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"])
+            .args([
+                "--only-binary",
+                ":all:",
+                "--python-version",
+                "3.11",
+                "--implementation",
+                "cp",
+                "--abi",
+                "cp311",
+            ])
+            .args(["--abi", "abi3", "--abi", "none", "--platform", "manylinux_2_34_x86_64"])
+            .args(["--platform", "manylinux_2_28_x86_64", "--dest"])
+            .arg(&downloads)
+            .arg(package)
+            .run()?;
+        // A wheel is a zip archive, and hundreds of megabytes in which one file is wanted.
+        let unpack = "import glob, os, sys, zipfile\n\
+                      folder, downloads, file = sys.argv[1:]\n\
+                      for wheel in glob.glob(downloads + '/*.whl'):\n\
+                      \x20   with zipfile.ZipFile(wheel) as archive:\n\
+                      \x20       file in archive.namelist() and archive.extract(file, folder)\n\
+                      \x20   os.remove(wheel)\n";
+        venv.command().args(["-c", unpack]).arg(&folder).arg(&downloads).arg(file).run()?;
+        ensure!(folder.join(file).is_file(), "{package} has no {file}");
+    }
+    Ok(folder)
 }
 
 /// The wheel by itself: it needs no other package, bundles no library, and its program runs.
