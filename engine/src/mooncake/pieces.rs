@@ -18,8 +18,8 @@ const MAX_PIECES: u64 = 1 << 22;
 
 /// Cuts both shapes where either has a seam; neighbours on both sides become one again. The error is in words.
 pub(super) fn cut(local: &Shape<'_>, remote: &Shape<'_>) -> Result<Vec<Piece>, String> {
-    match (local.len(), remote.len()) {
-        (Some(l), Some(r)) if l == r && l > 0 => {}
+    let total = match (local.len(), remote.len()) {
+        (Some(l), Some(r)) if l == r && l > 0 => l,
         (l, r) => {
             return Err(format!(
                 "the two sides have {} and {} bytes; they must have the same, at least one",
@@ -27,9 +27,12 @@ pub(super) fn cut(local: &Shape<'_>, remote: &Shape<'_>) -> Result<Vec<Piece>, S
                 r.map_or("too many".into(), |r| r.to_string())
             ));
         }
-    }
-    if count(local).saturating_add(count(remote)) > MAX_PIECES {
-        return Err(format!("more than {MAX_PIECES} ranges in one request; make several of it"));
+    };
+    let most = (total / MAX_PIECE).saturating_add(count(local)).saturating_add(count(remote));
+    if most > MAX_PIECES {
+        return Err(format!(
+            "{total} bytes in more than {MAX_PIECES} pieces in one request; make several of it"
+        ));
     }
     let (mut here, mut there) = (Ranges::new(local), Ranges::new(remote));
     let mut pieces: Vec<Piece> = Vec::new();
@@ -178,5 +181,8 @@ mod tests {
             cut(&Shape::contiguous(0, 3 * MAX_PIECE + 1), &Shape::contiguous(9, 3 * MAX_PIECE + 1)).unwrap();
         assert_eq!(pieces.iter().map(|p| p.len).collect::<Vec<_>>(), [MAX_PIECE, MAX_PIECE, MAX_PIECE, 1]);
         assert!(cut(&Shape::contiguous(u64::MAX - 3, 10), &Shape::contiguous(0, 10)).is_err());
+        // Refused, not cut into billions of pieces.
+        let huge = Shape::contiguous(0, 1 << 60);
+        assert!(cut(&huge, &huge).unwrap_err().contains("pieces"));
     }
 }
