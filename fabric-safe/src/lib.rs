@@ -65,10 +65,10 @@
 //! |---|---|
 //! | discovery | [`Hints`], [`Info`], [`Nic`] |
 //! | objects | [`Fabric`] ← [`Domain`] ← [`AddressVector`], [`CompletionQueue`], [`Counter`], [`Endpoint`]; [`EventQueue`] |
-//! | memory | [`Memory`] (what can be registered), [`MemoryRegion`], [`Region`], [`Slice`], [`RemoteRegion`] |
+//! | memory | [`Memory`] (what can be registered), [`Domain::register`], [`Endpoint::register`], [`MemoryRegion`], [`Region`], [`Slice`], [`RemoteRegion`] |
 //! | operations | [`Endpoint`]`<`[`Enabled`]`>` and, for many at a time, [`Transmit`]; [`WriteOptions`], [`SendOptions`], [`ReceiveOptions`] |
 //! | ends | [`CompletionBatch`], [`Completion`], [`OperationError`] |
-//! | settings | [`option`], with a type each |
+//! | settings | [`option`], with a type each; [`Domain::efa_ext`] for what only EFA can be asked |
 //! | errors | [`Error`] (a call), [`PostError`] (an operation refused), [`OperationError`] (an operation failed), [`Usage`] (a mistake) |
 //!
 //! # What holds, whatever the program does

@@ -482,6 +482,20 @@ mod tests {
     }
 
     #[test]
+    fn the_next_user_of_a_slot_is_another_operation() {
+        let table = Table::new(1);
+        let id = HoldId::new();
+        let first = post(&table, 1, &[id]).unwrap();
+        let holders = table.holders(id);
+        table.end(first.slot()).unwrap();
+        let second = post(&table, 2, &[id]).unwrap();
+        assert_eq!(second.slot(), first.slot());
+        assert!(first != second && table.context_of(first).is_none(), "cancelling would meet the wrong one");
+        assert!(table.context_of(second).is_some() && !table.still_holds(&holders[0]));
+        assert!(!first.is_receive());
+    }
+
+    #[test]
     fn closing_leaves_ends_to_be_told() {
         for quiesced in [true, false] {
             let table = Table::new(4);
