@@ -247,7 +247,11 @@ fn main() -> Result<()> {
         let (outcome, count) =
             allocations(&ALLOCATOR, || (0..ROUNDS).try_for_each(|_| round(&mut batch, 1000)));
         outcome?;
-        bench.case(slices).at_most(0.0).count(Metric::Allocations, (count / (ROUNDS * 1000)) as f64, None)?;
+        bench.case(slices).at_most(0.0).count(
+            Metric::Allocations,
+            count as f64 / (ROUNDS * 1000) as f64,
+            None,
+        )?;
         // Idle, with a connected peer.
         let quiet = Duration::from_secs(if bench.options().quick { 1 } else { 5 });
         let clock = CpuClock::process();

@@ -306,6 +306,8 @@ impl Core {
         }
         self.sweep();
         lock(&self.retries).clear();
+        let now = self.clock.now();
+        self.lanes.iter().for_each(|lane| lane.gauges.publish(lane, now));
         self.wake_progress();
     }
 }

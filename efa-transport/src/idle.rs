@@ -12,7 +12,8 @@ const FIRST: Duration = Duration::from_micros(20);
 pub(crate) const LONGEST: Duration = Duration::from_millis(4);
 /// The longest sleep on the timer while requests of ours are under way that nobody waits for.
 const LONGEST_BUSY: Duration = Duration::from_micros(200);
-/// How long after the latest activity a thread keeps looking before it sleeps, where something wakes it.
+/// How long after the latest activity a thread keeps looking before it sleeps, where something wakes it or where the activity
+/// is a guess.
 const ATTENTIVE: Duration = Duration::from_micros(50);
 /// The same where only a timer does: a gap in the traffic then costs about its own length again.
 const ATTENTIVE_ON_TIMER: Duration = Duration::from_micros(200);
@@ -25,19 +26,34 @@ const STRIKES: u32 = 16;
 const TIMES_USUAL: u32 = 2;
 /// The same for a reading after a sleep, when caches are cold.
 const TIMES_USUAL_COLD: u32 = 4;
-/// Below that, differences are chance.
-const CHANCE: Duration = Duration::from_nanos(500);
+/// Below that, differences are chance, while caches are warm and when they are cold. Copying a message takes longer.
+const CHANCE: Duration = Duration::from_micros(2);
+const CHANCE_COLD: Duration = Duration::from_micros(5);
+
+/// So many exceptions in a row, without one reading that found nothing, and they are the usual: there are more peers now, say.
+const NEW_USUAL: u32 = 200_000;
 
 /// How long it usually takes to find nothing.
 #[derive(Debug, Default)]
-struct Usual(Option<Duration>);
+struct Usual {
+    time: Option<Duration>,
+    exceptions: u32,
+}
 
 impl Usual {
-    fn is_exceeded(&mut self, took: Duration, times: u32) -> bool {
-        let usual = self.0.unwrap_or(took);
-        // Follows the least slowly upwards, so that a change of the usual does not stay an exception.
-        self.0 = Some(if took < usual { took } else { usual + usual / 128 });
-        took > usual * times + CHANCE
+    fn is_exceeded(&mut self, took: Duration, times: u32, chance: Duration) -> bool {
+        let usual = *self.time.get_or_insert(took);
+        if took > usual * times + chance {
+            self.exceptions += 1;
+            if self.exceptions >= NEW_USUAL {
+                *self = Self { time: Some(took), exceptions: 0 };
+            }
+            return true;
+        }
+        self.exceptions = 0;
+        // Follows the least slowly upwards.
+        self.time = Some(if took < usual { took } else { usual + usual / 128 });
+        false
     }
 }
 
@@ -106,12 +122,13 @@ impl Idler {
         self.readings = self.readings.saturating_add(1);
         let long = if cold {
             // What wakes on time needs no guess at what the first reading did: there will be a second one.
-            self.cold.is_exceeded(took, TIMES_USUAL_COLD) && !self.believes()
+            self.cold.is_exceeded(took, TIMES_USUAL_COLD, CHANCE_COLD) && !self.believes()
         } else {
-            self.hot.is_exceeded(took, TIMES_USUAL)
+            self.hot.is_exceeded(took, TIMES_USUAL, CHANCE)
         };
         if happened > 0 || long {
-            let attentive = if self.believes() { ATTENTIVE } else { ATTENTIVE_ON_TIMER };
+            // A guess is worth less than a fact.
+            let attentive = if self.believes() || happened == 0 { ATTENTIVE } else { ATTENTIVE_ON_TIMER };
             self.active_until = now + attentive;
             self.pause = FIRST;
             if happened > 0 || !cold {

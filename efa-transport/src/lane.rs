@@ -12,6 +12,7 @@ use crate::addresses::PeerAddresses;
 use crate::classify::{classify, is_flushed};
 use crate::config::Config;
 use crate::events::Arrivals;
+use crate::gauges::NicGauges;
 use crate::nic::Nic;
 use crate::request::Op;
 use crate::scheduler::health::Health;
@@ -60,6 +61,7 @@ pub(crate) struct Lane {
     pub(crate) aside_until: AtomicU64,
     pub(crate) health: Mutex<Health>,
     pub(crate) counters: LaneCounters,
+    pub(crate) gauges: NicGauges,
     pub(crate) pace: Pace,
     /// The endpoint has stopped working.
     pub(crate) flushed: AtomicBool,
@@ -108,6 +110,7 @@ impl Lane {
                 max_entries: config.max_peers.max(1),
                 turn: index,
             }),
+            gauges: NicGauges::new(&nic.name),
             nic,
             load: AtomicU64::new(0),
             aside_until: AtomicU64::new(0),

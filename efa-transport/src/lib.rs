@@ -47,6 +47,7 @@ mod config;
 mod describe;
 mod error;
 mod events;
+mod gauges;
 mod request;
 mod stats;
 mod transport;

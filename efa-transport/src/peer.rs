@@ -35,8 +35,8 @@ pub(crate) struct PeerTable {
     pub(crate) nics: Arc<[NicEntry]>,
     pub(crate) immediate_bytes: u8,
     virtual_addressing: bool,
-    chunks: Vec<ChunkEntry>,
-    keys: Vec<u64>,
+    chunks: Box<[ChunkEntry]>,
+    keys: Box<[u64]>,
     /// The highest end of all chunks up to here: how far back overlapping ones may reach.
     reach: Vec<u64>,
 }
@@ -64,8 +64,8 @@ impl PeerTable {
             nics,
             immediate_bytes: descriptor.immediate_bytes,
             virtual_addressing: descriptor.virtual_addressing,
-            chunks: descriptor.chunks,
-            keys: descriptor.keys,
+            chunks: descriptor.chunks.into(),
+            keys: descriptor.keys.into(),
             reach,
         }
     }

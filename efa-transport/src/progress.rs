@@ -169,6 +169,8 @@ fn run(core: &Core) {
                 looked = Instant::now();
                 core.unstick();
                 core.probe_the_suspect();
+                let now = core.clock.now();
+                core.lanes.iter().for_each(|lane| lane.gauges.publish(lane, now));
                 core.clear_spare();
             }
         }

@@ -138,3 +138,68 @@ fn bytes_move_over_net() {
 fn bytes_move_over_shm() {
     moves_bytes("bytes_move_over_shm", Provider::Shm, 1);
 }
+
+/// Kilobytes of memory that this process has, and its threads.
+fn footprint() -> (u64, usize) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let field = |name: &str| -> u64 {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    (field("VmRSS:"), field("Threads:") as usize)
+}
+
+/// Catches: threads, address vector entries or NICs squared for each peer; lookups that slow down with their number.
+#[test]
+fn a_thousand_peers_with_sixteen_cards_cost_little() {
+    const PEERS: usize = 1000;
+    const CARDS: usize = 16;
+    const CHILD: &str = "EFA_TRANSPORT_TEST_THOUSAND";
+    let test = "a_thousand_peers_with_sixteen_cards_cost_little";
+    if std::env::var_os(CHILD).is_none() {
+        // In a process of its own, where nobody else allocates or starts threads.
+        let name = format!("transport_tests::{test}");
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", &name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+        eprint!("{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+        return;
+    }
+    let Some(a) = open(test, Provider::Net, CARDS, "a") else { return };
+    let Some(b) = open(test, Provider::Net, CARDS, "b") else { return };
+    let (ours, theirs) = (memory(&a, LEN), memory(&b, LEN));
+    // As many regions as a KV cache has layers, and 999 more processes that look like this one.
+    let layers: Vec<Region> = (0..64).map(|_| memory(&b, 4096)).collect();
+    let one = crate::descriptor::Descriptor::decode(&b.local_descriptor()).unwrap();
+    let descriptors: Vec<Vec<u8>> = (0..PEERS as u64)
+        .map(|n| {
+            let (name, epoch) = (format!("peer-{n}"), one.epoch ^ (n + 1));
+            crate::descriptor::Descriptor { name, epoch, ..one.clone() }.encode()
+        })
+        .collect();
+    let (memory_before, threads_before) = footprint();
+    let began = Instant::now();
+    let peers: Vec<_> = descriptors.iter().map(|bytes| a.add_or_update_peer(bytes).unwrap()).collect();
+    let connecting = began.elapsed();
+    let (memory_after, threads_after) = footprint();
+    let entries = |a: &Transport| a.statistics().nics.iter().map(|nic| nic.addresses).sum::<usize>();
+    eprintln!(
+        "{PEERS} peers of {CARDS} cards and {} regions: {} KiB and {:?} each, {} threads more",
+        layers.len() + 1,
+        (memory_after - memory_before) / PEERS as u64,
+        connecting / PEERS as u32,
+        threads_after - threads_before
+    );
+    assert_eq!(threads_after, threads_before);
+    assert_eq!(entries(&a), 0, "nothing has been sent yet");
+    // 65 regions on 16 cards are 1,040 keys of 8 bytes, and some for their ranges and the cards' names.
+    assert!((memory_after - memory_before) / (PEERS as u64) < 32);
+    assert!(connecting / (PEERS as u32) < Duration::from_millis(2), "{connecting:?}");
+    // A small write to some of them uses one rail each.
+    let mut batch = Batch::new();
+    for peer in peers.iter().step_by(20) {
+        batch.push(Request::write(*peer, &ours, ours.addr(), theirs.addr(), 64)).unwrap();
+    }
+    a.submit(&mut batch).unwrap().wait().unwrap();
+    assert_eq!(entries(&a), PEERS / 20);
+}

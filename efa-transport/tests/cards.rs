@@ -60,7 +60,13 @@ fn moves_bytes(test: &str, nics: usize, profile: &str, provider: &str) {
         // Many registrations for one buffer: every request crosses seams, on both sides.
         let config = config(provider, nics, "initiator").max_mr_bytes(640 << 10);
         let Some(transport) = open(test, config) else { return };
-        assert_eq!(transport.describe().nics.len(), nics);
+        let described = transport.describe();
+        assert_eq!(described.nics.len(), nics);
+        // Whoever is on the slow path is told so.
+        let slow = profile == "p4d";
+        assert_eq!(described.device_rdma, Some(!slow), "{described}");
+        let warned = described.warnings.iter().any(|warning| warning.contains("emulates writes"));
+        assert_eq!(warned, slow, "{described}");
         let mut target = Target::start(provider, nics, "target", len);
         let region = memory(&transport, len);
         assert!(region.registrations() >= 6 * nics, "{} registrations", region.registrations());
@@ -326,6 +332,53 @@ fn after_a_cancellation_quiesced_says_when_no_byte_moves_any_more() {
         let again = Request::read(peer, &region, region.addr(), target.addr, 64);
         submit(&transport, again).wait().expect("a read");
         assert_eq!(target.checksum(), after);
+        transport.shutdown(soon());
+    });
+}
+
+/// Catches: small writes that hang with doorbell batching, as they have been seen to on other engines.
+#[test]
+fn doorbell_batching_loses_nothing() {
+    let test = "doorbell_batching_loses_nothing";
+    on_cards(test, 2, "p5", &[], || {
+        let config = config("efa/efa-direct", 2, "initiator").doorbell_batching(true);
+        let Some(transport) = open(test, config) else { return };
+        let len = 2 * MIB;
+        let mut target = Target::start("efa/efa-direct", 2, "target", len);
+        let peer = target.meet(&transport);
+        let region = memory(&transport, len);
+        every_byte(&transport, &mut target, &region, len, &[1, 64, 5_000, 300_000]);
+        let mut batch = Batch::new();
+        for round in 0..200 {
+            for page in 0..1 + round % 40 {
+                let at = page * 8_192;
+                let write = Request::write(peer, &region, region.addr() + at, target.addr + at, 64);
+                batch.push(write).expect("a request");
+            }
+            transport.submit(&mut batch).expect("submitting").wait().expect("small writes");
+        }
+        transport.shutdown(soon());
+    });
+}
+
+/// Catches: a first contact that waits for a timer that is too coarse, with and without wait objects.
+#[test]
+fn first_contact_is_answered_within_five_milliseconds() {
+    let test = "first_contact_is_answered_within_five_milliseconds";
+    on_cards(test, 1, "p5", &[], || {
+        // With the provider's protocols the target's software answers.
+        let Some(transport) = initiator(test, "efa/efa", 1) else { return };
+        let mut fastest = Duration::MAX;
+        for n in 0..6 {
+            let mut target = Target::start("efa/efa", 1, &format!("target-{n}"), MIB);
+            let peer = target.meet(&transport);
+            // Let it fall asleep: that it has is not to be seen from here.
+            std::thread::sleep(Duration::from_millis(300));
+            let warm = transport.warm_up(peer, soon()).expect("warming up");
+            fastest = fastest.min(warm.took);
+        }
+        // The fastest of several: this machine may have other things to do.
+        assert!(fastest <= Duration::from_millis(5), "{fastest:?}");
         transport.shutdown(soon());
     });
 }
