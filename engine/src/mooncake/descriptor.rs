@@ -12,6 +12,9 @@ const MAX_TEXT: usize = 1 << 20;
 /// Longest name of a segment or host.
 const MAX_NAME: usize = 1024;
 
+/// Kinds of memory, and for each the NICs that are near and the others.
+type PriorityMatrix = BTreeMap<String, (Vec<String>, Vec<String>)>;
+
 /// What a node has registered, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Descriptor {
@@ -30,7 +33,7 @@ pub(crate) struct Descriptor {
     pub(crate) buffers: Vec<Buffer>,
     /// Which NICs are near which memory: names of the near ones, then of the others. Nobody reads that of others here.
     #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
-    pub(crate) priority_matrix: Option<BTreeMap<String, (Vec<String>, Vec<String>)>>,
+    pub(crate) priority_matrix: Option<PriorityMatrix>,
     /// Present, as the version of the control protocol, when the node is an engine of this crate, which can be talked to in
     /// better ways.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -15,10 +15,7 @@ pub(crate) const TTL: Duration = Duration::from_secs(2);
 pub(crate) const SLACK: Duration = Duration::from_secs(8);
 
 pub(crate) fn options() -> Options {
-    let mut options = Options::default();
-    options.ttl = TTL;
-    options.cluster = Some("test".into());
-    options
+    Options { ttl: TTL, cluster: Some("test".into()), ..Options::default() }
 }
 
 pub(crate) fn directory(url: &str) -> Directory {

@@ -29,8 +29,7 @@ fn say(mut stream: TcpStream, text: &[u8]) {
 fn every_store_survives(what: &str, answer: fn(TcpStream)) {
     for scheme in ["etcd", "redis", "http"] {
         let port = hostile(answer);
-        let mut options = Options::default();
-        options.timeout = Duration::from_millis(700);
+        let options = Options { timeout: Duration::from_millis(700), ..Options::default() };
         let path = if scheme == "http" { "/metadata" } else { "" };
         let directory =
             Directory::connect(&format!("{scheme}://127.0.0.1:{port}{path}"), options).unwrap().unwrap();
@@ -107,8 +106,7 @@ fn a_gigabyte_is_refused_not_read() {
             }
             sent
         });
-        let mut options = Options::default();
-        options.timeout = Duration::from_secs(30);
+        let options = Options { timeout: Duration::from_secs(30), ..Options::default() };
         let path = if scheme == "http" { "/metadata" } else { "" };
         let directory =
             Directory::connect(&format!("{scheme}://127.0.0.1:{port}{path}"), options).unwrap().unwrap();
