@@ -140,6 +140,8 @@ impl Card {
         drop(guard);
         let qp = Arc::new(QueuePair::new(self.clone(), number as u32, shape, send_cq, recv_cq));
         self.qps.write().unwrap_or_else(|e| e.into_inner()).insert(qp.number, qp.clone());
+        // The program is at work: the thread that starts now leaves the requests to it.
+        super::pace::act(&self.process);
         engine::start_thread(&self.process);
         Ok(qp)
     }
