@@ -9,6 +9,7 @@ use crate::batch::BatchPool;
 use crate::foreign::Foreigners;
 use crate::handshake::{Introduction, Psk};
 use crate::io::IoShared;
+use crate::seldom::Seldom;
 use crate::service::Service;
 use crate::settings::Settings;
 use crate::stats::Counters;
@@ -88,11 +89,11 @@ impl Context {
     }
 
     pub(crate) fn turned_away(&self, from: SocketAddr, cause: &str) {
-        let before = self.counters.turned_away.add(1);
+        static TURNED_AWAY: Seldom = Seldom::new();
+        self.counters.turned_away.add(1);
         self.counters.connections.down();
-        // A flood of bad connections must not become a flood of log lines.
-        if before < 10 || before.is_power_of_two() {
-            tracing::warn!(peer = %from, "turned a connection away ({} so far): {cause}", before + 1);
+        if let Some(nth) = TURNED_AWAY.again() {
+            tracing::warn!(peer = %from, "turned a connection away ({nth} so far): {cause}");
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::error::Error;
 use crate::initiator::Leavings;
 use crate::lane::Lane;
 use crate::peer::PeerInner;
+use crate::seldom::Seldom;
 use crate::server_lane::{ServerLane, Turn};
 use crate::sync::lock;
 
@@ -375,7 +376,10 @@ impl IoThread {
         if let Some(Source::Server(lane)) = self.take(token) {
             if cause.starts_with("protocol") {
                 self.context.counters.turned_away.add(1);
-                tracing::warn!(peer = %lane.from(), "closing a connection: {cause}");
+                static BROKEN: Seldom = Seldom::new();
+                if let Some(nth) = BROKEN.again() {
+                    tracing::warn!(peer = %lane.from(), "closing a connection ({nth} so far): {cause}");
+                }
             } else {
                 tracing::debug!(peer = %lane.from(), "connection ended: {cause}");
             }

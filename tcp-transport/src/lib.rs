@@ -84,6 +84,7 @@ mod region;
 mod request;
 mod responder;
 mod seam;
+mod seldom;
 mod server_lane;
 mod service;
 mod settings;

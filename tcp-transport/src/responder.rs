@@ -14,6 +14,7 @@ use crate::host::{HostJob, HostPeer};
 use crate::region::{Access, RegionInner, RegionKey};
 use crate::request::Range;
 use crate::seam::{self, HostCopy, Scatter};
+use crate::seldom::Seldom;
 use crate::service::{Service, Session};
 use crate::slice::Cursor;
 use crate::staging::{self, Outgoing};
@@ -368,7 +369,10 @@ impl Responder {
                 refusal = match copied {
                     Ok(Ok(())) => None,
                     Ok(Err(text)) => {
-                        tracing::warn!(peer = %self.from, "copying to device memory failed: {text}");
+                        static FAILED: Seldom = Seldom::new();
+                        if let Some(nth) = FAILED.again() {
+                            tracing::warn!(peer = %self.from, "copying to device memory failed ({nth} so far): {text}");
+                        }
                         Some(Refusal::DeviceCopy)
                     }
                     Err(revoked) => Some(revoked),

@@ -10,6 +10,7 @@ use crate::accepting::{Accepted, Accepting};
 use crate::dialling::Dialling;
 use crate::error::Error;
 use crate::peer::PeerInner;
+use crate::seldom::Seldom;
 
 impl IoThread {
     // ---- connections from peers ----------------------------------------------------------------------------------
@@ -36,7 +37,12 @@ impl IoThread {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
                     // Without a free descriptor the connection cannot even be refused; the oldest handshake makes room.
-                    tracing::warn!("cannot accept a connection: {e}; raise the limit of open files");
+                    static FULL: Seldom = Seldom::new();
+                    if let Some(nth) = FULL.again() {
+                        tracing::warn!(
+                            "cannot accept a connection ({nth} so far): {e}; raise the limit of open files"
+                        );
+                    }
                     match self.handshakes.pop_front() {
                         Some(oldest) => self.drop_accepting(oldest, "too many connections"),
                         None => return std::thread::sleep(Duration::from_millis(1)),

@@ -9,6 +9,7 @@ use super::{MAX_BACKOFF, MIN_BACKOFF, PeerInner, PeerState, Recovery};
 use crate::error::Error;
 use crate::io::Message;
 use crate::lane::Lane;
+use crate::seldom::Seldom;
 use crate::share::Touched;
 use crate::slice::Slice;
 use crate::sync::{lock, random_u64};
@@ -116,7 +117,11 @@ impl PeerInner {
         if slices.is_empty() {
             tracing::debug!(peer = %self.addr, lane = lane.number, "lane ended: {cause}");
         } else {
-            tracing::info!(peer = %self.addr, lane = lane.number, requests = slices.len(), "lane lost: {cause}");
+            static LOST: Seldom = Seldom::new();
+            if let Some(nth) = LOST.again() {
+                let requests = slices.len();
+                tracing::info!(peer = %self.addr, lane = lane.number, requests, "lane lost ({nth} so far): {cause}");
+            }
         }
         let closed = self.context.is_closed();
         let error = match closed {
