@@ -3,7 +3,7 @@
 //! | command | what it does | chapter |
 //! |---|---|---|
 //! | `weft serve` | registers memory and waits for peers | [`serve`] |
-//! | `weft bench` | reads or writes a target's memory and measures it | [`bench`] |
+//! | `weft bench` | reads or writes a target's memory and measures it | [`mod@bench`] |
 //! | `weft probe` | time to the first byte, cold and warm | [`probe`] |
 //! | `weft doctor` | what this machine has, which way transfers take, what is slow and how to mend it | [`doctor`] |
 //! | `weft topo` | NICs, GPUs and memory nodes; the priority matrix | [`topo`] |

@@ -1,4 +1,5 @@
 //! The metadata store and the metrics.
+#![cfg(all(feature = "prometheus", feature = "metadata"))]
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
 mod common;
