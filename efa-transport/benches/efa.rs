@@ -41,7 +41,12 @@ struct Ours {
 
 impl Ours {
     fn start(provider: &str, cards: usize, len: usize) -> Result<Self> {
+        Self::start_with(provider, cards, len, false)
+    }
+
+    fn start_with(provider: &str, cards: usize, len: usize, doorbell_batching: bool) -> Result<Self> {
         let config = common::config(provider, cards, "initiator").depth(WINDOW);
+        let config = config.doorbell_batching(doorbell_batching);
         let transport = Transport::open(config)?;
         let mut target = Target::start(provider, cards, "target", len);
         let peer = target.meet(&transport);
@@ -101,7 +106,8 @@ fn cases() -> impl Iterator<Item = (&'static str, String)> {
     let streams = SIZES.map(|(size, _)| format!("size={size} batch={}", batch_of(size, false)));
     let quick = SIZES.map(|(size, _)| format!("size={size} batch={}", batch_of(size, true)));
     let pages = PAGE_SIZES.map(|size| format!("size={size} batch={PAGES} threads=1"));
-    let shapes = streams.into_iter().chain(quick).chain(pages).chain(["size=4096 batch=1".into()]);
+    let others = ["size=4096 batch=1".into(), "size=4096 batch=4096 doorbell_batching=1".into()];
+    let shapes = streams.into_iter().chain(quick).chain(pages).chain(others);
     shapes.flat_map(|shape| [("write", shape.clone()), ("read", shape)])
 }
 
@@ -206,6 +212,25 @@ fn main() -> Result<()> {
                         Ok(latencies.p50_us())
                     },
                 )?;
+            let case = format!("op=write size=4096 batch=4096 doorbell_batching=1 {prefix} path={path}");
+            if nics == 1 && bench.wants(&case) {
+                let mut batching = Ours::start_with(provider, nics, len, true)?;
+                bench.case(case).compare(
+                    Metric::Throughput,
+                    "without",
+                    || {
+                        let start = Instant::now();
+                        batching.stream(Op::Write, 4096, 4096)?;
+                        Ok(throughput_gb_per_s(4096 * 4096, start.elapsed()))
+                    },
+                    || {
+                        let start = Instant::now();
+                        ours.stream(Op::Write, 4096, 4096)?;
+                        Ok(throughput_gb_per_s(4096 * 4096, start.elapsed()))
+                    },
+                )?;
+                batching.transport.shutdown(soon());
+            }
             ours.transport.shutdown(soon());
         }
     }

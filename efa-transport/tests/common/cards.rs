@@ -8,7 +8,7 @@ use soft_efa::{Network, Profile, settings};
 const CHILD: &str = "EFA_TRANSPORT_TEST_ON_CARDS";
 
 /// The libfabric whose `efa` provider has device reads, device writes and `efa-direct`.
-fn library() -> Option<PathBuf> {
+pub(crate) fn library() -> Option<PathBuf> {
     let executable = std::env::current_exe().ok()?;
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
     let mut places = executable.ancestors().map(Path::to_path_buf).chain([workspace]);
