@@ -1,5 +1,7 @@
 //! The names of cases: space-separated `key=value`.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 /// A case's keys and values, in order. A word without `=` is a key without a value.
 pub(crate) fn parse(case: &str) -> Vec<(&str, &str)> {
     case.split_whitespace().map(|word| word.split_once('=').unwrap_or((word, ""))).collect()
@@ -22,11 +24,23 @@ pub(crate) fn common<'a>(cases: &[&'a str]) -> Vec<(&'a str, &'a str)> {
     parse(first).into_iter().filter(everywhere).collect()
 }
 
-/// What is left of a case without some words, and without its size if `sized`.
-pub(crate) fn rest(case: &str, without: &[(&str, &str)], sized: bool) -> String {
-    let size = |key: &str| sized && ["size", "block", "bytes"].contains(&key);
-    let kept = parse(case).into_iter().filter(|word| !without.contains(word) && !size(word.0));
-    words(kept)
+/// The size's keys, and those whose value follows from the size: a window that is smaller for large blocks, say.
+pub(crate) fn sized<'a>(cases: &[&'a str]) -> Vec<&'a str> {
+    let mut values: BTreeMap<&str, BTreeMap<Option<u64>, BTreeSet<&str>>> = BTreeMap::new();
+    for case in cases {
+        for (key, value) in parse(case) {
+            values.entry(key).or_default().entry(size(case)).or_default().insert(value);
+        }
+    }
+    let follows = |sizes: &BTreeMap<Option<u64>, BTreeSet<&str>>| {
+        sizes.len() > 1 && sizes.values().all(|values| values.len() == 1)
+    };
+    values.into_iter().filter(|(_, sizes)| follows(sizes)).map(|(key, _)| key).collect()
+}
+
+/// What is left of a case without some words and some keys.
+pub(crate) fn rest(case: &str, without: &[(&str, &str)], keys: &[&str]) -> String {
+    words(parse(case).into_iter().filter(|word| !without.contains(word) && !keys.contains(&word.0)))
 }
 
 /// As a case is written.
@@ -43,12 +57,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_window_that_follows_from_the_size_is_no_case_of_its_own() {
+        let cases = ["size=64 window=64 path=a", "size=64 window=64 path=b", "size=4096 window=16 path=a"];
+        assert_eq!(sized(&cases), ["size", "window"]);
+        assert_eq!(sized(&cases[..2]), Vec::<&str>::new());
+    }
+
+    #[test]
     fn what_is_common_and_what_is_left() {
         let cases =
             ["op=write size=64 path=net", "op=write size=4096 path=net", "op=write size=64 path=host"];
         assert_eq!(common(&cases), [("op", "write")]);
-        assert_eq!(rest(cases[1], &common(&cases), true), "path=net");
-        assert_eq!(rest(cases[1], &[], false), cases[1]);
+        assert_eq!(rest(cases[1], &common(&cases), &["size"]), "path=net");
+        assert_eq!(rest(cases[1], &[], &[]), cases[1]);
         assert_eq!(size(cases[1]), Some(4096));
         assert_eq!((size("op=x"), size("size=lots"), common(&[])), (None, None, vec![]));
     }

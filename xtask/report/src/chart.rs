@@ -77,9 +77,11 @@ pub(crate) fn charts(suite: &str, rows: &[Row]) -> Vec<Chart> {
 }
 
 fn lines(title: &str, value: &str, rows: &[&Row], common: &[(&str, &str)]) -> Vec<Chart> {
+    let cases: Vec<&str> = rows.iter().map(|row| row.case.as_str()).collect();
+    let sized = case::sized(&cases);
     let mut groups: BTreeMap<String, Vec<&Row>> = BTreeMap::new();
     for row in rows {
-        groups.entry(case::rest(&row.case, common, true)).or_default().push(row);
+        groups.entry(case::rest(&row.case, common, &sized)).or_default().push(row);
     }
     let groups: Vec<_> = groups.into_iter().collect();
     let chart = |(index, part): (usize, &[(String, Vec<&Row>)])| {
@@ -107,7 +109,7 @@ fn lines(title: &str, value: &str, rows: &[&Row], common: &[(&str, &str)]) -> Ve
 
 fn bars(title: &str, value: &str, rows: &[&Row], common: &[(&str, &str)]) -> Vec<Chart> {
     let bar = |row: &&Row| Bar {
-        name: case::rest(&row.case, common, false),
+        name: case::rest(&row.case, common, &[]),
         ours: row.value,
         baseline: row.baseline,
     };
@@ -122,7 +124,7 @@ fn ratios(title: &str, rows: &[&Row], common: &[(&str, &str)]) -> Vec<Chart> {
     let ratio = |row: &&Row| {
         let ratio = row.ratio?;
         Some(Ratio {
-            name: case::rest(&row.case, common, false),
+            name: case::rest(&row.case, common, &[]),
             ratio,
             low: row.ci_low.unwrap_or(ratio),
             high: row.ci_high.unwrap_or(ratio),
