@@ -38,7 +38,8 @@ impl Lane {
             let Some(token) = state.queue.next(context.now) else { break };
             let result = match self.prepare(state, token, context) {
                 Ready::Go(remote_nic, remote) => {
-                    let more = context.doorbell_batching && state.queue.queued() > 0 && posted + 1 < POSTS;
+                    // Only if another one follows for certain: the card is not told of this one before.
+                    let more = context.doorbell_batching && posted + 1 < POSTS && state.queue.has_another();
                     self.hand_over(state, &mut transmit, token, (remote_nic, remote), more)
                 }
                 Ready::Never => {

@@ -101,12 +101,20 @@ proptest! {
                     let item = *queue.get(token).expect("it was handed out");
                     let bytes = waiting.remove(&item).expect("it was waiting");
                     prop_assert!(flying.iter().all(|(other, ..)| *other != token), "a token given twice");
+                    let another = queue.has_another();
                     let before: u64 = flying.iter().map(|(_, _, bytes)| bytes).sum();
                     prop_assert!(before == 0 || before + bytes <= window);
                     match answer {
                         Answer::Posted => {
                             queue.posted(token);
                             flying.push((token, item, bytes));
+                            if another {
+                                // What was promised is there.
+                                let next = queue.next(now).expect("another one");
+                                let item = *queue.get(next).expect("it was handed out");
+                                queue.again(next, now);
+                                prop_assert!(waiting.contains_key(&item));
+                            }
                             let last = last_posted.insert(item % 8, item);
                             prop_assert!(last.is_none_or(|last| last < item), "out of order");
                         }

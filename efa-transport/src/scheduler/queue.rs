@@ -200,6 +200,18 @@ impl<T> Queue<T> {
         Some(Token(index))
     }
 
+    /// Whether another slice can be posted after the one that has been taken and not answered yet: there is one, and a credit and
+    /// room in the window for it.
+    #[must_use]
+    pub fn has_another(&self) -> bool {
+        let line = if self.ready.len() > 1 { self.ready.get(1) } else { self.ready.front() };
+        let next = line.and_then(|&flow| self.flows.get(flow as usize)?.waiting.front());
+        let bytes = next.and_then(|&index| self.slots.get(index as usize)).map(|slot| slot.bytes);
+        !self.closed
+            && self.in_flight < self.depth
+            && bytes.is_some_and(|bytes| self.in_flight_bytes.saturating_add(bytes) <= self.window_bytes)
+    }
+
     /// The slice was accepted.
     #[inline]
     pub fn posted(&mut self, token: Token) {
