@@ -401,7 +401,9 @@ impl IoThread {
                 Message::Accepted(stream, from) => self.begin_accepting(stream, from),
                 Message::Dial(peer) => self.begin_dialling(&peer),
                 Message::Watch(peer) => {
-                    if !self.watched.iter().any(|w| w.ptr_eq(&peer)) {
+                    // At once, too: the first request to a peer waits for its connection.
+                    let news = !self.watched.iter().any(|w| w.ptr_eq(&peer));
+                    if news && peer.upgrade().is_some_and(|p| p.tick(Instant::now())) {
                         self.watched.push(peer);
                     }
                 }
