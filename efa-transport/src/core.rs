@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::descriptor::{ChunkEntry, Descriptor, NicEntry};
 use crate::error::Error;
 use crate::events::{Arrivals, Event, Events};
+use crate::gauges::TransportGauges;
 use crate::lane::Lane;
 use crate::peer::{Added, PeerId, PeerState, Peers};
 use crate::progress::Parking;
@@ -54,6 +55,7 @@ pub(crate) struct Core {
     pub(crate) parking: Parking,
     shut: AtomicBool,
     pub(crate) turn: AtomicUsize,
+    pub(crate) gauges: TransportGauges,
     pub(crate) requests_done: AtomicU64,
     pub(crate) requests_failed: AtomicU64,
     pub(crate) retried: AtomicU64,
@@ -112,6 +114,7 @@ impl Core {
             parking,
             shut: AtomicBool::new(false),
             turn: AtomicUsize::new(0),
+            gauges: TransportGauges::new(),
             requests_done: AtomicU64::new(0),
             requests_failed: AtomicU64::new(0),
             retried: AtomicU64::new(0),
@@ -306,8 +309,7 @@ impl Core {
         }
         self.sweep();
         lock(&self.retries).clear();
-        let now = self.clock.now();
-        self.lanes.iter().for_each(|lane| lane.gauges.publish(lane, now));
+        self.publish();
         self.wake_progress();
     }
 }

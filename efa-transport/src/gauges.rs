@@ -7,7 +7,31 @@ use std::sync::atomic::Ordering;
 
 use metrics::{Counter, Gauge, counter, gauge};
 
+use crate::core::Core;
 use crate::lane::Lane;
+
+/// Of the transport as a whole.
+pub(crate) struct TransportGauges {
+    done: Counter,
+    failed: Counter,
+}
+
+impl TransportGauges {
+    pub(crate) fn new() -> Self {
+        let of = |result: &'static str| counter!("weft_efa_requests_total", "result" => result);
+        Self { done: of("done"), failed: of("failed") }
+    }
+}
+
+impl Core {
+    /// Writes all of them.
+    pub(crate) fn publish(&self) {
+        self.gauges.done.absolute(self.requests_done.load(Ordering::Relaxed));
+        self.gauges.failed.absolute(self.requests_failed.load(Ordering::Relaxed));
+        let now = self.clock.now();
+        self.lanes.iter().for_each(|lane| lane.gauges.publish(lane, now));
+    }
+}
 
 pub(crate) struct NicGauges {
     written: Counter,
@@ -40,7 +64,7 @@ impl NicGauges {
         }
     }
 
-    pub(crate) fn publish(&self, lane: &Lane, now: u64) {
+    fn publish(&self, lane: &Lane, now: u64) {
         let counters = &lane.counters;
         for (gauge, counter) in [
             (&self.written, &counters.bytes_written),

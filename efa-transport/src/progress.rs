@@ -169,8 +169,7 @@ fn run(core: &Core) {
                 looked = Instant::now();
                 core.unstick();
                 core.probe_the_suspect();
-                let now = core.clock.now();
-                core.lanes.iter().for_each(|lane| lane.gauges.publish(lane, now));
+                core.publish();
                 core.clear_spare();
             }
         }

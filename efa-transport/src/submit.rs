@@ -232,8 +232,6 @@ impl Core {
         let (done, failed) = state.tally();
         self.requests_done.fetch_add(done, Ordering::Relaxed);
         self.requests_failed.fetch_add(failed, Ordering::Relaxed);
-        metrics::counter!("weft_efa_requests_total", "result" => "done").increment(done);
-        metrics::counter!("weft_efa_requests_total", "result" => "failed").increment(failed);
     }
 
     /// Keeps a state for reuse.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::batch::BatchState;
 use crate::core::Core;
 use crate::error::Error;
+use crate::idle::Idler;
 use crate::lane::Lane;
 use crate::peer::PeerId;
 
@@ -37,16 +38,18 @@ impl Core {
         }
         self.drivers.fetch_add(1, Ordering::AcqRel);
         let mut quiet = 0_u32;
-        let mut idler = self.idler();
+        let mut idler = None;
         let outcome = loop {
             if done(state) {
                 break true;
             }
-            let happened = if quiet.is_multiple_of(16) { self.drive_all() } else { self.drive_busy() };
+            let happened = if quiet % 16 == 15 { self.drive_all() } else { self.drive_busy() };
             if happened > 0 {
                 if quiet > 0 {
-                    idler.active();
                     quiet = 0;
+                    if let Some(idler) = &mut idler {
+                        Idler::active(idler);
+                    }
                 }
                 continue;
             }
@@ -70,11 +73,8 @@ impl Core {
             } else {
                 let next = state.first_deadline().map(|at| self.clock.instant(at));
                 let until = [deadline, next].into_iter().flatten().min();
-                self.relax(
-                    &mut idler,
-                    quiet,
-                    until.unwrap_or_else(|| Instant::now() + Duration::from_millis(1)),
-                );
+                let idler = idler.get_or_insert_with(|| self.idler());
+                self.relax(idler, quiet, until.unwrap_or_else(|| Instant::now() + Duration::from_millis(1)));
             }
         };
         if self.drivers.fetch_sub(1, Ordering::AcqRel) == 1 && self.lanes.iter().any(Lane::is_busy) {
