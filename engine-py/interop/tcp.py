@@ -67,11 +67,12 @@ def restart(
     report.line(who, "target is gone: an error", code != 0 and seconds < 60, f"code {code} after {seconds:.1f} s")
     back = Node(target, "tcp", SPACE, env)
     try:
-        # It picks one of two ports.
-        for _ in range(20):
+        # Mooncake picks one of two ports, and neither while connections to it are in TIME_WAIT (a minute).
+        for _ in range(90):
             if back.session == session:
                 break
             back.end()
+            time.sleep(1)
             back = Node(target, "tcp", SPACE, env)
         report.line(who, "target restarts under its name", back.session == session, back.session)
         near.ask("fill", seed=99, at=0, size=4096)
