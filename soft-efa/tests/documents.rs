@@ -6,12 +6,12 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use support::{output, skip};
 
 /// Longest time for one session.
-const LIMIT: &str = "170";
+const LIMIT: &str = "60";
 
 /// The `sh` blocks of a text.
 fn sessions(text: &str) -> Vec<String> {
@@ -21,13 +21,6 @@ fn sessions(text: &str) -> Vec<String> {
 
 fn crate_dir() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Where what takes long to build is kept from one run of the tests to the next.
-fn kept() -> PathBuf {
-    let exe = std::env::current_exe().unwrap();
-    let target = exe.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists()).unwrap();
-    target.join("soft-efa-documents")
 }
 
 /// Runs the sessions of a document as somebody who has nothing but what the document says; gives what they said.
@@ -47,9 +40,15 @@ fn walk(test: &str, document: &Path) -> Vec<String> {
     // Where `cargo install` would put it, outside of cargo's target directory: the program that cargo has built for this test.
     let root = tempfile::tempdir().unwrap();
     std::fs::copy(env!("CARGO_BIN_EXE_soft-efa"), root.path().join("soft-efa")).unwrap();
+    // What its first run would build in the user's cache lies where the other tests have it: building again takes too long on a busy machine.
+    let libraries = soft_efa::Libraries::build().unwrap();
     let mut path = vec![root.path().to_path_buf()];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap()));
     let path = std::env::join_paths(path).unwrap();
+    // The commands name no ports, so one session at a time, whatever runs the tests.
+    let turn = std::fs::File::create(libraries.dir().join("documents.turn")).unwrap();
+    // SAFETY: flock on a descriptor that we own; closing it gives the lock back.
+    assert_eq!(unsafe { libc::flock(std::os::fd::AsRawFd::as_raw_fd(&turn), libc::LOCK_EX) }, 0);
     let run = |session: &str| {
         let folder = tempfile::tempdir().unwrap();
         let script = format!("set -euo pipefail\n{}", session.replace("cargo install soft-efa\n", ""));
@@ -58,8 +57,7 @@ fn walk(test: &str, document: &Path) -> Vec<String> {
             .args(["--kill-after=5", LIMIT, "bash", "-c", &script])
             .current_dir(folder.path())
             .env("PATH", &path)
-            .env("XDG_CACHE_HOME", kept())
-            .env_remove("SOFT_EFA_BUILD_DIR")
+            .env("SOFT_EFA_BUILD_DIR", libraries.dir().parent().unwrap())
             .env_remove("SOFT_EFA_LIBRARY_DIR")
             .env_remove("CARGO_TARGET_DIR");
         let said = output(&mut command);
