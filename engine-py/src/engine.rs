@@ -1,7 +1,8 @@
 //! The engine: what a process opens once.
 
+use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use pyo3::exceptions::PyTypeError;
@@ -26,6 +27,7 @@ use crate::wait;
 #[pyclass(frozen, weakref, module = "weft")]
 pub(crate) struct Engine {
     inner: RwLock<Option<engine::Engine>>,
+    arrivals: Mutex<HashMap<(String, u16), Arc<engine::ArrivalCounter>>>,
     name: String,
 }
 
@@ -164,7 +166,7 @@ impl Engine {
         }
         let engine = py.detach(|| builder.build()).or_raise(py)?;
         let name = engine.name().to_owned();
-        Ok(Self { inner: RwLock::new(Some(engine)), name })
+        Ok(Self { inner: RwLock::new(Some(engine)), arrivals: Mutex::default(), name })
     }
 
     /// The name by which peers open this engine's memory, "host:port".
@@ -261,7 +263,21 @@ impl Engine {
         timeout: Option<f64>,
     ) -> PyResult<u64> {
         let (engine, end) = (self.inner(py)?, wait::end(timeout)?);
-        let counter = py.detach(|| engine.arrivals(peer, tag)).or_raise(py)?;
+        // A counter counts as long as it lives, so it stays.
+        let known = self
+            .arrivals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&(peer.to_owned(), tag))
+            .cloned();
+        let counter = match known {
+            Some(counter) => counter,
+            None => {
+                let counter = Arc::new(py.detach(|| engine.arrivals(peer, tag)).or_raise(py)?);
+                let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+                Arc::clone(arrivals.entry((peer.to_owned(), tag)).or_insert(counter))
+            }
+        };
         if let Some(wanted) = at_least {
             let reached = |until| counter.wait(wanted, until).then_some(());
             if wait::interruptible(py, end, reached)?.is_none() {
