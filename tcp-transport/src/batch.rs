@@ -8,12 +8,16 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use crate::clock::TICK;
 use crate::error::Error;
 use crate::peer::PeerInner;
 use crate::request::Op;
 use crate::slice::Slice;
 use crate::stats::Counters;
 use crate::sync::lock;
+
+/// How long a waiter sleeps before it looks by itself. Whatever it waits for wakes it earlier.
+const FALLBACK: Duration = TICK.saturating_mul(5);
 
 /// How one request of a batch stands.
 #[derive(Debug, Clone)]
@@ -41,6 +45,8 @@ pub(crate) struct BatchState {
     /// Threads that sleep until something changes, or have left a poke. Whoever changes something takes the lock for them
     /// only if there are any.
     watchers: AtomicUsize,
+    /// A waiter has been called to a lane.
+    nudged: AtomicBool,
     /// A bit for each lane that a slice has been put on, by its number modulo 64.
     lanes: AtomicU64,
     counters: Arc<Counters>,
@@ -53,9 +59,8 @@ struct BatchInner {
     waker: Option<Waker>,
     answer: Vec<u8>,
     peers: Vec<Arc<PeerInner>>,
-    nudged: bool,
-    /// Wakes the waiter that blocks on its lanes' sockets.
-    poke: Option<Arc<crate::drive::Poke>>,
+    /// Wake the waiters that block on their lanes' sockets.
+    pokes: Vec<Arc<crate::drive::Poke>>,
 }
 
 #[derive(Default)]
@@ -137,6 +142,7 @@ impl BatchState {
             doubtful: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             watchers: AtomicUsize::new(0),
+            nudged: AtomicBool::new(false),
             lanes: AtomicU64::new(0),
             counters,
         })
@@ -161,7 +167,8 @@ impl BatchState {
         inner.waker = None;
         inner.answer = Vec::new();
         inner.peers.clear();
-        inner.nudged = false;
+        inner.pokes.clear();
+        *self.nudged.get_mut() = false;
         // One for the submitter, so that the batch cannot end while slices are still being added.
         *self.running.get_mut() = 1 + requests;
         *self.alive.get_mut() = requests;
@@ -274,29 +281,35 @@ impl BatchState {
         self.alive.load(Ordering::SeqCst) == 0
     }
 
-    fn is_watched(&self) -> bool {
+    pub(crate) fn is_watched(&self) -> bool {
         self.watchers.load(Ordering::SeqCst) > 0
     }
 
-    /// Wakes one sleeper, which is to drive a lane now.
+    /// Calls a waiter to a lane, which it is to drive now.
     pub(crate) fn nudge(&self) {
-        let mut inner = lock(&self.inner);
-        inner.nudged = true;
-        self.wake(&inner);
+        self.nudged.store(true, Ordering::SeqCst);
+        self.wake(&lock(&self.inner));
+    }
+
+    pub(crate) fn is_nudged(&self) -> bool {
+        self.nudged.load(Ordering::SeqCst)
+    }
+
+    /// Takes the call, if there is one.
+    pub(crate) fn take_nudge(&self) -> bool {
+        self.is_nudged() && self.nudged.swap(false, Ordering::SeqCst)
     }
 
     fn wake(&self, inner: &BatchInner) {
         self.changed.notify_all();
-        if let Some(poke) = &inner.poke {
-            poke.poke();
-        }
+        inner.pokes.iter().for_each(|poke| poke.poke());
     }
 
     /// Sleeps until `done`, a nudge, or the deadline.
     fn sleep(&self, done: impl Fn(&Self) -> bool, deadline: Instant) {
         let mut inner = lock(&self.inner);
         self.watchers.fetch_add(1, Ordering::SeqCst);
-        while !done(self) && !inner.nudged {
+        while !done(self) && !self.take_nudge() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -304,7 +317,6 @@ impl BatchState {
             inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         self.watchers.fetch_sub(1, Ordering::SeqCst);
-        inner.nudged = false;
     }
 
     /// How it ended, when it has.
@@ -334,15 +346,16 @@ impl BatchState {
         into.extend(lock(&self.inner).peers.iter().cloned());
     }
 
-    /// From now on `poke` is told when something ends; `None` ends that.
-    pub(crate) fn set_poke(&self, poke: Option<&Arc<crate::drive::Poke>>) {
-        let mut inner = lock(&self.inner);
-        let before = std::mem::replace(&mut inner.poke, poke.cloned());
-        match (before, poke) {
-            (None, Some(_)) => drop(self.watchers.fetch_add(1, Ordering::SeqCst)),
-            (Some(_), None) => drop(self.watchers.fetch_sub(1, Ordering::SeqCst)),
-            _ => {}
-        }
+    /// From now on `poke` is told when something ends.
+    pub(crate) fn add_poke(&self, poke: &Arc<crate::drive::Poke>) {
+        lock(&self.inner).pokes.push(Arc::clone(poke));
+        self.watchers.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Ends that.
+    pub(crate) fn remove_poke(&self, poke: &Arc<crate::drive::Poke>) {
+        lock(&self.inner).pokes.retain(|p| !Arc::ptr_eq(p, poke));
+        self.watchers.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -397,7 +410,7 @@ impl BatchHandle {
         let ended = loop {
             if !peers.drive(&self.state, deadline, done) && !done(&self.state) {
                 // Somebody else drives every lane that matters, or there is none yet.
-                let soon = Instant::now() + Duration::from_millis(100);
+                let soon = Instant::now() + FALLBACK;
                 self.state.sleep(done, deadline.map_or(soon, |d| d.min(soon)));
             }
             if done(&self.state) {
@@ -407,7 +420,7 @@ impl BatchHandle {
                 break false;
             }
         };
-        peers.take_back_poke(&self.state);
+        peers.leave(&self.state);
         if !ended {
             self.leave_to_io(&peers.list);
         }

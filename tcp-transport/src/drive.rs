@@ -10,13 +10,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use crate::batch::BatchState;
-use crate::clock::Coarse;
+use crate::clock::{Coarse, TICK};
 use crate::initiator::Leavings;
 use crate::lane::{BLOCKING_RECEIVE, Lane};
 use crate::peer::{MAX_LANES, PeerInner};
 
-/// How often a driver looks at the deadlines of everything on its lanes.
-const TICK: Duration = Duration::from_millis(20);
 /// Most lanes that one waiter drives at a time.
 const MAX_DRIVEN: usize = 2 * MAX_LANES;
 
@@ -44,6 +42,9 @@ impl Poke {
 pub(crate) struct Peers {
     pub(crate) list: Vec<Arc<PeerInner>>,
     lanes: Vec<Arc<Lane>>,
+    /// Lanes that others drive, who will call.
+    parked: Vec<Arc<Lane>>,
+    parked_before: Vec<Arc<Lane>>,
     leavings: Leavings,
     poke: Option<Arc<Poke>>,
     /// The batch knows the poke.
@@ -68,15 +69,16 @@ impl Peers {
             if self.poke.is_none() {
                 self.poke = Poke::new();
             }
-            batch.set_poke(self.poke.as_ref());
+            self.poke.iter().for_each(|poke| batch.add_poke(poke));
         }
     }
 
-    /// Ends that; to be called when the waiting is over.
-    pub(crate) fn take_back_poke(&mut self, batch: &BatchState) {
+    /// The waiting is over: ends that, and passes on the calls that have come too late.
+    pub(crate) fn leave(&mut self, batch: &Arc<BatchState>) {
         if std::mem::take(&mut self.poke_is_left) {
-            batch.set_poke(None);
+            self.poke.iter().for_each(|poke| batch.remove_poke(poke));
         }
+        self.parked.drain(..).for_each(|lane| lane.leave(batch));
     }
 
     /// Drives the lanes of these peers that have something in flight and that nobody else drives, until `done`, the deadline,
@@ -88,46 +90,69 @@ impl Peers {
         done: fn(&BatchState) -> bool,
     ) -> bool {
         self.lanes.clear();
-        let mut places = 0;
-        for peer in &self.list {
-            peer.lanes(|lane| {
-                if lane.in_flight() == 0 || !batch.uses_lane(lane.number) {
-                    return;
-                }
-                places += 1;
-                if self.lanes.len() == MAX_DRIVEN {
-                    return;
-                }
-                if !lane.try_drive() {
-                    lane.park(batch);
-                    if !lane.try_drive() {
-                        return;
-                    }
-                }
-                self.lanes.push(Arc::clone(lane));
-            });
-        }
+        let alone = self.collect(batch);
         if self.lanes.is_empty() {
             return false;
         }
-        let queued: usize = self.list.iter().map(|p| p.queued()).sum();
-        self.run(batch, deadline, done, places + queued <= 1);
+        self.run(batch, deadline, done, alone);
+        // Room that has been made is somebody's turn.
+        self.list.iter().for_each(|peer| peer.dispatch());
         while let Some(lane) = self.lanes.pop() {
             lane.stop_driving();
         }
         true
     }
 
+    /// Takes the lanes that matter to the batch, besides those that are driven already, or parks on them. Says whether everything
+    /// of the batch is on one lane.
+    fn collect(&mut self, batch: &Arc<BatchState>) -> bool {
+        let Self { list, lanes, parked, parked_before, .. } = self;
+        std::mem::swap(parked, parked_before);
+        let mut places = 0;
+        for peer in list.iter() {
+            // What waits for room waits for every lane that has none, whoever's slices are on it.
+            let queued = peer.queued();
+            places += queued;
+            peer.lanes(|lane| {
+                if lane.in_flight() == 0 || !(queued > 0 || batch.uses_lane(lane.number)) {
+                    return;
+                }
+                places += 1;
+                if lanes.len() == MAX_DRIVEN || lanes.iter().any(|l| Arc::ptr_eq(l, lane)) {
+                    return;
+                }
+                if !lane.try_drive() {
+                    lane.park(batch);
+                    if !lane.try_drive() {
+                        parked.push(Arc::clone(lane));
+                        return;
+                    }
+                    lane.leave(batch);
+                }
+                lanes.push(Arc::clone(lane));
+            });
+        }
+        for lane in parked_before.drain(..) {
+            if !parked.iter().any(|l| Arc::ptr_eq(l, &lane)) {
+                lane.leave(batch);
+            }
+        }
+        places <= 1
+    }
+
     /// `alone`: everything of the batch is on the one lane that is being driven, so that nobody else can end the batch.
     fn run(
         &mut self,
-        batch: &BatchState,
+        batch: &Arc<BatchState>,
         deadline: Option<Instant>,
         done: fn(&BatchState) -> bool,
         mut alone: bool,
     ) {
         let started = Coarse::now();
         while !done(batch) {
+            if batch.take_nudge() {
+                alone = self.collect(batch);
+            }
             let now = Coarse::now();
             if now.since(started) >= TICK {
                 // Slices of the batch may be on other lanes by now: the caller collects the lanes anew.
@@ -139,11 +164,12 @@ impl Peers {
             if left.is_zero() || self.lanes.iter().all(|l| l.in_flight() == 0) {
                 return;
             }
-            if self.lanes.len() == 1 && left >= BLOCKING_RECEIVE && alone && self.lanes[0].can_block() {
+            if self.lanes.len() == 1 && left >= BLOCKING_RECEIVE && alone && self.lanes[0].begin_blocking() {
                 let result = self.lanes[0].receive_blocking(&mut self.leavings);
                 if !self.settle(0, result) {
                     return;
                 }
+                self.list.iter().for_each(|peer| peer.dispatch());
                 alone = done(batch) || self.is_alone(batch);
                 continue;
             }
@@ -171,7 +197,8 @@ impl Peers {
             peer.lanes(|lane| others += usize::from(lane.in_flight() > 0 && batch.uses_lane(lane.number)));
             others += peer.queued();
         }
-        others <= 1
+        // While parked it may be called, which would not wake it from the socket.
+        others <= 1 && self.parked.is_empty()
     }
 
     /// Looks at deadlines; false if a lane was lost.
@@ -209,13 +236,13 @@ impl Peers {
     fn wait(&mut self, batch: &BatchState, timeout: Duration, done: fn(&BatchState) -> bool) -> u64 {
         self.leave_poke(batch);
         let Some(poke) = self.poke.clone() else { return 0 };
-        let flags = |lane: &Arc<Lane>| match lane.core().has_unsent() {
+        let flags = |lane: &Arc<Lane>| match lane.will_send() {
             true => PollFlags::IN | PollFlags::OUT,
             false => PollFlags::IN,
         };
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
         poke.asleep.store(true, Ordering::SeqCst);
-        if done(batch) {
+        if done(batch) || batch.is_nudged() {
             poke.asleep.store(false, Ordering::Release);
             return 0;
         }
@@ -272,6 +299,7 @@ impl Drop for Borrowed {
         if let Some(mut lists) = self.0.take() {
             lists.list.clear();
             lists.lanes.clear();
+            lists.parked.clear();
             LISTS.set(Some(lists));
         }
     }

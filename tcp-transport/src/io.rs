@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec};
@@ -17,6 +17,7 @@ use rustix::time::{
 };
 
 use crate::accepting::Accepting;
+use crate::clock::TICK;
 use crate::context::Context;
 use crate::dialling::Dialling;
 use crate::error::Error;
@@ -27,8 +28,6 @@ use crate::seldom::Seldom;
 use crate::server_lane::{ServerLane, Turn};
 use crate::sync::lock;
 
-/// How often deadlines are looked at while there are any.
-const TICK: Duration = Duration::from_millis(20);
 /// Connections taken off a listener before other work gets its turn.
 const ACCEPTS: usize = 64;
 const WAKER: u64 = u64::MAX;
@@ -234,7 +233,7 @@ impl IoThread {
     /// Has the thread woken for the next tick; false if that failed, to be tried again at the next event.
     fn set_timer(&self) -> bool {
         let once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let soon = Timespec { tv_sec: 0, tv_nsec: TICK.subsec_nanos().into() };
+        let soon = Timespec { tv_sec: TICK.as_secs().cast_signed(), tv_nsec: TICK.subsec_nanos().into() };
         let times = Itimerspec { it_interval: once, it_value: soon };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &times).is_ok()
     }
@@ -339,6 +338,12 @@ impl IoThread {
         work: impl FnOnce(&Lane, &mut Leavings) -> Result<(), String>,
     ) {
         if !lane.try_drive() {
+            // The driver receives; but it may be asleep without knowing that somebody else could not send everything.
+            if let Err(cause) = lane.send_for_driver()
+                && let Some(peer) = lane.peer.upgrade()
+            {
+                peer.lane_lost(lane, &cause);
+            }
             return;
         }
         let mut leavings = Leavings::default();
@@ -352,9 +357,7 @@ impl IoThread {
         match result {
             Ok(()) => {
                 lane.stop_driving();
-                if lane.in_flight() == 0 {
-                    self.shared.rearm(lane.socket(), token, Interest::NONE);
-                }
+                lane.rest();
                 peer.dispatch();
             }
             Err(cause) => {

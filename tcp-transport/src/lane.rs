@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::BatchState;
 use crate::cipher::{Cipher, MAX_PLAIN};
-use crate::clock::Coarse;
+use crate::clock::{Coarse, TICK};
 use crate::initiator::{Initiator, Leavings};
 use crate::io::{Interest, IoShared, Message};
 use crate::memory::OwnedMemory;
@@ -33,7 +33,7 @@ pub(crate) const MAX_MOVE: usize = 1 << 20;
 /// Answers that may wait in the socket when nobody drives the lane; above, an I/O thread takes over.
 const LAZY_BYTES: u64 = 64 << 10;
 /// How long a driver blocks in the socket before it looks at deadlines.
-pub(crate) const BLOCKING_RECEIVE: Duration = Duration::from_millis(20);
+pub(crate) const BLOCKING_RECEIVE: Duration = TICK;
 
 /// See the module.
 pub(crate) struct Lane {
@@ -46,9 +46,8 @@ pub(crate) struct Lane {
     core: Mutex<LaneCore>,
     /// Mirrors `Initiator::in_flight`, for a look without the lock.
     in_flight: AtomicUsize,
-    /// Mirrors that everything is sent and the stream stands between two frames.
-    calm: AtomicBool,
     driven: AtomicBool,
+    /// Waiters who found the lane driven.
     parked: Mutex<Vec<Arc<BatchState>>>,
     pub(crate) io: Arc<IoShared>,
     pub(crate) token: u64,
@@ -75,6 +74,8 @@ pub(crate) struct LaneCore {
     last_progress: Coarse,
     pinged: bool,
     large: bool,
+    /// Cleared when the driver falls asleep in a way that leaves it deaf to unsent bytes.
+    driver_sends: bool,
     /// Holds the challenge while the peer looks for it.
     probe: Option<Arc<OwnedMemory>>,
 }
@@ -101,6 +102,7 @@ impl Lane {
             last_progress: Coarse::now(),
             pinged: false,
             large: false,
+            driver_sends: true,
             probe: None,
         };
         Arc::new(Self {
@@ -110,7 +112,6 @@ impl Lane {
             socket,
             core: Mutex::new(core),
             in_flight: AtomicUsize::new(0),
-            calm: AtomicBool::new(true),
             driven: AtomicBool::new(false),
             parked: Mutex::default(),
             io,
@@ -132,7 +133,7 @@ impl Lane {
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Acquire)
+        self.in_flight.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_host(&self) -> bool {
@@ -197,18 +198,29 @@ impl Lane {
 
     /// To be called before the core is let go of, after anything may have changed.
     pub(crate) fn publish(&self, core: &LaneCore) {
-        self.in_flight.store(core.initiator.in_flight(), Ordering::Release);
-        self.calm.store(!core.has_unsent() && core.initiator.is_between_frames(), Ordering::Release);
+        self.in_flight.store(core.initiator.in_flight(), Ordering::SeqCst);
     }
 
     // ---- who drives ----------------------------------------------------------------------------------------------
+    //
+    // While something is in flight, at least one of these holds, so that nothing that has to go on waits for a timer:
+    // - somebody drives the lane, and passes it on when leaving it (`stop_driving`);
+    // - a waiter has been called, which means taken off the list of the parked and nudged: it looks at the lane before it sleeps
+    //   again, and if it leaves instead, it passes the call on (`leave`);
+    // - nobody is parked, and an I/O thread is armed, unless the few bytes to come can wait until somebody wants them.
+    // A waiter sleeps only parked on every lane that has something of it, or that is in the way of what waits for room. What is
+    // put on a lane later by somebody else is left to the I/O threads (`leave_to_io`).
+    // Bytes that found no room in the socket belong to the driver, to whoever is armed, or, if the driver sleeps deaf to them, to
+    // an I/O thread (`send_for_driver`).
+    //
+    // `in_flight`, `driven` and `background` are each written by one side before it reads the other's: they share one order.
 
     pub(crate) fn try_drive(&self) -> bool {
-        !self.driven.swap(true, Ordering::Acquire)
+        !self.driven.swap(true, Ordering::SeqCst)
     }
 
     pub(crate) fn is_driven(&self) -> bool {
-        self.driven.load(Ordering::Acquire)
+        self.driven.load(Ordering::SeqCst)
     }
 
     /// Puts a waiter on the list of those who may take over; it must try once more before it sleeps.
@@ -219,13 +231,33 @@ impl Lane {
         }
     }
 
-    /// Lets the lane go: to a parked waiter, or to the I/O thread if something must go on without one.
-    pub(crate) fn stop_driving(&self) {
-        self.driven.store(false, Ordering::Release);
-        if self.in_flight() == 0 {
-            self.background.store(false, Ordering::Release);
+    #[cfg(test)]
+    pub(crate) fn is_parked(&self, batch: &Arc<BatchState>) -> bool {
+        lock(&self.parked).iter().any(|b| Arc::ptr_eq(b, batch))
+    }
+
+    /// A waiter goes. If it has been called, another one gets the call.
+    pub(crate) fn leave(&self, batch: &Arc<BatchState>) {
+        let mut parked = lock(&self.parked);
+        if let Some(at) = parked.iter().position(|b| Arc::ptr_eq(b, batch)) {
+            parked.swap_remove(at);
             return;
         }
+        drop(parked);
+        if !self.is_driven() && self.in_flight() > 0 {
+            self.pass_on();
+        }
+    }
+
+    /// Lets the lane go: to a parked waiter, or to the I/O thread if something must go on without one.
+    pub(crate) fn stop_driving(&self) {
+        self.driven.swap(false, Ordering::SeqCst);
+        if self.in_flight() > 0 {
+            self.pass_on();
+        }
+    }
+
+    fn pass_on(&self) {
         loop {
             let Some(next) = lock(&self.parked).pop() else { break };
             if !next.has_ended() {
@@ -244,7 +276,7 @@ impl Lane {
     /// Has the I/O thread look after the lane until nothing is in flight.
     pub(crate) fn leave_to_io(&self) {
         if self.in_flight() > 0 {
-            let before = self.background.swap(true, Ordering::AcqRel);
+            let before = self.background.swap(true, Ordering::SeqCst);
             if !self.is_driven() {
                 self.arm_if_needed();
             }
@@ -268,10 +300,39 @@ impl Lane {
         }
         if in_flight == 0 {
             self.background.store(false, Ordering::Release);
-        } else if unsent || expected > LAZY_BYTES || self.background.load(Ordering::Acquire) {
+        } else if unsent || expected > LAZY_BYTES || self.background.load(Ordering::SeqCst) {
             let interest = if unsent { Interest::BOTH } else { Interest::READ };
             self.io.rearm(&self.socket, self.token, interest);
         }
+    }
+
+    /// With nothing in flight an I/O thread only waits for a hang-up.
+    pub(crate) fn rest(&self) {
+        let core = self.core();
+        // Under the lock, where others arm.
+        if core.initiator.in_flight() == 0 {
+            self.io.rearm(&self.socket, self.token, Interest::NONE);
+        }
+    }
+
+    /// The driver is about to wait for what comes; says whether it is to wait for room in the socket, too.
+    pub(crate) fn will_send(&self) -> bool {
+        let mut core = self.core();
+        core.driver_sends = core.has_unsent();
+        core.driver_sends
+    }
+
+    /// Sends, if the driver sleeps and does not know that there is something to send.
+    pub(crate) fn send_for_driver(&self) -> Result<(), Cause> {
+        let mut core = self.core();
+        if core.driver_sends || !core.has_unsent() {
+            return Ok(());
+        }
+        let result = core.flush(&self.socket);
+        if result.is_ok() && core.has_unsent() {
+            self.io.rearm(&self.socket, self.token, Interest::WRITE);
+        }
+        result
     }
 
     // ---- moving bytes --------------------------------------------------------------------------------------------
@@ -279,18 +340,23 @@ impl Lane {
     /// Receives and sends what is possible without blocking; hands over what is left for the peer to see to.
     pub(crate) fn service(&self, readable: bool, leavings: &mut Leavings) -> Result<(), Cause> {
         let mut core = self.core();
+        core.driver_sends = true;
         let result = core.service(&self.socket, readable);
         take_leavings(&mut core, leavings);
         self.publish(&core);
         result
     }
 
-    /// Whether the next bytes may be received without holding the core: no payload is expected that has a place of its own.
-    pub(crate) fn can_block(&self) -> bool {
-        self.calm.load(Ordering::Acquire)
+    /// Whether the next bytes may be received without holding the core: everything is sent, and no payload is expected that has
+    /// a place of its own. If so, the driver is taken to be asleep.
+    pub(crate) fn begin_blocking(&self) -> bool {
+        let mut core = self.core();
+        core.driver_sends = core.has_unsent() || !core.initiator.is_between_frames();
+        !core.driver_sends
     }
 
-    /// Blocks in the socket for [`BLOCKING_RECEIVE`] at most; only for the driver, and only if [`can_block`](Self::can_block).
+    /// Blocks in the socket for [`BLOCKING_RECEIVE`] at most; only for the driver, and only after
+    /// [`begin_blocking`](Self::begin_blocking).
     /// This saves a small request the system call that would ask whether there is something to receive.
     pub(crate) fn receive_blocking(&self, leavings: &mut Leavings) -> Result<(), Cause> {
         with_scratch(|scratch| {
@@ -304,6 +370,7 @@ impl Lane {
                 Err(e) => return Err(format!("receiving: {e}")),
             };
             let mut core = self.core();
+            core.driver_sends = true;
             let mut result = core.take_in(&room[..n]);
             if result.is_ok() && n == AHEAD_SMALL {
                 result = core.receive(&self.socket, scratch);
@@ -327,7 +394,11 @@ impl Lane {
         let mut core = self.core();
         let result = core.flush(&self.socket);
         self.publish(&core);
-        if arm && result.is_ok() && !self.is_driven() {
+        let needed = match self.is_driven() {
+            true => core.has_unsent() && !core.driver_sends,
+            false => arm,
+        };
+        if needed && result.is_ok() {
             self.arm(&core);
         }
         result

@@ -119,4 +119,7 @@ pub use transport::{Builder, Caller, Handler, Transport};
 pub mod fuzzing;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)] // tests
+mod handover_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // tests
 mod model_tests;

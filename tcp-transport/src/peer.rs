@@ -281,7 +281,19 @@ impl PeerInner {
             return;
         }
         state.pending.push_back(slice);
-        self.waiting.fetch_add(1, Ordering::AcqRel);
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        // Whoever makes room looks at the count after it, so room that was made before the count went up has to be found here.
+        if state.pending.len() == 1
+            && let Some(mut slice) = state.pending.pop_front()
+        {
+            if self.try_place(state, &mut slice, touched, share) {
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+                slice.clear();
+                state.spare.push(slice);
+                return;
+            }
+            state.pending.push_front(slice);
+        }
         if state.lanes.is_empty() {
             self.home.send(Message::Watch(self.me.clone()));
         }
@@ -342,7 +354,7 @@ impl PeerInner {
 
     /// Moves waiting slices to lanes that have room again.
     pub(crate) fn dispatch(self: &Arc<Self>) {
-        if self.waiting.load(Ordering::Acquire) == 0 {
+        if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
         let mut state = lock(&self.state);
@@ -407,12 +419,17 @@ impl PeerInner {
             }
         }
         self.flush(&touched, true);
+        // Whoever waits for these does not know that they are under way.
+        touched.lanes().for_each(|lane| lane.leave_to_io());
         for control in std::mem::take(&mut leavings.control) {
             match control {
                 Control::GoAway => {
                     lane.drain();
                     lane.leave_to_io();
                     lock(&self.state).lanes.retain(|l| !Arc::ptr_eq(l, lane));
+                    if self.queued() > 0 {
+                        self.want_lanes();
+                    }
                 }
                 Control::HostProbed(ok) => {
                     lane.set_host(ok);
@@ -474,6 +491,7 @@ impl PeerInner {
             let _ = lane.flush();
             lane.leave_to_io();
         }
+        self.dispatch(); // there may be room now
     }
 
     /// Whether nothing is in flight or waiting.

@@ -79,6 +79,7 @@ impl PeerInner {
                 return; // another lane will be asked
             }
             recovery.asked_on = Some(lane.number);
+            lane.begin(&core);
             core.push(&mut Slice::control(Kind::Supersede, recovery.lane, deadline), 0);
             lane.publish(&core);
         }

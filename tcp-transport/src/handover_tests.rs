@@ -1,0 +1,220 @@
+//! Who goes on with a lane when the one who drove it leaves, with every timer of the transport stopped ([`TICK`](crate::clock::TICK)):
+//! a hand-over that is lost hangs. The tests are a driver themselves, so that each order of events is made, not hoped for.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use crate::initiator::Leavings;
+use crate::lane::Lane;
+use crate::memory::OwnedMemory;
+use crate::settings::Limits;
+use crate::sync::lock;
+use crate::{Access, Batch, BatchHandle, Peer, Region, Request, Transport};
+
+/// Runs `test`; one that hangs fails.
+fn bounded(test: impl FnOnce() + Send + 'static) {
+    let (done, result) = channel();
+    let thread = std::thread::spawn(move || {
+        test();
+        let _ = done.send(());
+    });
+    match result.recv_timeout(Duration::from_secs(20)) {
+        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("a hand-over was lost"),
+        _ => thread.join().unwrap(),
+    }
+}
+
+fn until(done: impl Fn() -> bool) {
+    while !done() {
+        std::thread::yield_now();
+    }
+}
+
+fn hour() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
+struct World {
+    /// Kept for as long as anything is asked of it.
+    _target: Transport,
+    asker: Transport,
+    remote: Region,
+    local: Region,
+    peer: Peer,
+}
+
+const LEN: usize = 32 << 20;
+
+impl World {
+    /// One lane that takes `requests` at a time.
+    fn new(requests: usize) -> Self {
+        let limits = Limits { lane_requests: requests, lane_bytes: u64::MAX, ..Limits::default() };
+        let builder = || Transport::builder().same_host(false).same_process(false).lanes(1).io_threads(1);
+        let target = builder().listen("127.0.0.1:0".parse().unwrap()).build().unwrap();
+        let asker = builder().limits(limits).build().unwrap();
+        let remote = target.register(OwnedMemory::new(LEN).unwrap(), Access::READ_WRITE).unwrap();
+        let local = asker.register(OwnedMemory::new(LEN).unwrap(), Access::LOCAL).unwrap();
+        let peer = asker.peer(target.local_addrs()[0]).unwrap();
+        Self { _target: target, remote, asker, local, peer }
+    }
+
+    fn connected(requests: usize) -> (Self, Arc<Lane>) {
+        let this = Self::new(requests);
+        this.peer.connect(hour()).unwrap();
+        let mut found = None;
+        this.peer.inner.lanes(|lane| found = Some(Arc::clone(lane)));
+        let lane = found.unwrap();
+        until(|| lane.in_flight() == 0 && !lane.is_driven());
+        (this, lane)
+    }
+
+    fn write(&self, len: u64) -> BatchHandle {
+        let mut batch = Batch::new();
+        let request = Request::write(
+            &self.peer,
+            &self.local,
+            self.local.addr(),
+            self.remote.descriptor(),
+            self.remote.addr(),
+            len,
+        );
+        batch.push(request).unwrap();
+        self.asker.submit(&mut batch).unwrap()
+    }
+}
+
+/// Takes answers, as a driver does, until nothing is in flight.
+fn drive_dry(lane: &Lane) {
+    let mut leavings = Leavings::default();
+    while lane.in_flight() > 0 {
+        lane.service(true, &mut leavings).unwrap();
+        std::thread::yield_now();
+    }
+    assert!(leavings.is_empty());
+}
+
+struct Told(Mutex<Sender<()>>);
+
+impl Wake for Told {
+    fn wake(self: Arc<Self>) {
+        let _ = lock(&self.0).send(());
+    }
+}
+
+/// The first request to a peer is what its connection is made for.
+#[test]
+fn the_first_connection_does_not_wait_for_a_tick() {
+    bounded(|| {
+        let world = World::new(8);
+        world.peer.ping(hour()).unwrap();
+        world.write(4096).wait().unwrap();
+    });
+}
+
+/// A slice that waited for room is put on a lane by the driver of that lane, who has what it wants itself and leaves. Nobody is
+/// parked: the slice's owner awaits it.
+#[test]
+fn what_is_placed_on_a_driven_lane_goes_on_when_the_driver_leaves() {
+    bounded(|| {
+        let (world, lane) = World::connected(1);
+        assert!(lane.try_drive());
+        let first = world.write(4096);
+        let mut second = pin!(world.write(4096));
+        assert_eq!(world.peer.inner.queued(), 1, "there is room for one");
+        let (told, wakes) = channel();
+        let waker = Waker::from(Arc::new(Told(Mutex::new(told))));
+        let mut context = Context::from_waker(&waker);
+        assert!(second.as_mut().poll(&mut context).is_pending());
+        drive_dry(&lane);
+        world.peer.inner.dispatch();
+        assert_eq!(world.peer.inner.queued(), 0);
+        lane.stop_driving();
+        while second.as_mut().poll(&mut context).is_pending() {
+            wakes.recv().unwrap();
+        }
+        assert!(matches!(first.poll(), Some(Ok(()))));
+    });
+}
+
+/// The lane is full of requests that nobody waits for, so nobody would take their answers but the one who waits for room.
+#[test]
+fn who_waits_for_room_makes_it() {
+    bounded(|| {
+        let (world, _) = World::connected(1);
+        let _nobody_waits = world.write(4096);
+        world.write(4096).wait().unwrap();
+    });
+}
+
+/// Two wait for a lane; the one who is called when the driver leaves has ended meanwhile, and leaves, too.
+#[test]
+fn who_is_called_and_leaves_passes_the_call_on() {
+    bounded(|| {
+        let (world, lane) = World::connected(8);
+        assert!(lane.try_drive());
+        let (sleeper, other) = (world.write(4096), world.write(4096));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| sleeper.wait());
+            until(|| lane.is_parked(sleeper.state()) && sleeper.state().is_watched());
+            lane.park(other.state());
+            lane.stop_driving();
+            assert!(other.state().is_nudged() && !sleeper.state().is_nudged(), "the last to come is called");
+            lane.leave(other.state());
+            waiting.join().unwrap().unwrap();
+        });
+    });
+}
+
+/// Who is not called any more is not in the way of those who wait.
+#[test]
+fn who_leaves_uncalled_is_not_called_later() {
+    bounded(|| {
+        let (world, lane) = World::connected(8);
+        assert!(lane.try_drive());
+        let (sleeper, other) = (world.write(4096), world.write(4096));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| sleeper.wait());
+            until(|| lane.is_parked(sleeper.state()) && sleeper.state().is_watched());
+            lane.park(other.state());
+            assert!(matches!(other.wait_until(Instant::now()), None | Some(Ok(()))));
+            lane.leave(other.state());
+            lane.stop_driving();
+            waiting.join().unwrap().unwrap();
+        });
+    });
+}
+
+/// A driver blocks in its socket. What somebody else could not send whole is sent all the same.
+#[test]
+fn a_sleeping_driver_does_not_keep_others_from_sending() {
+    bounded(|| {
+        let (world, lane) = World::connected(64);
+        assert!(lane.try_drive() && lane.begin_blocking());
+        let large = world.write(LEN as u64);
+        until(|| !lane.core().has_unsent());
+        lane.stop_driving();
+        large.wait().unwrap();
+    });
+}
+
+/// Room that is made between the look for it and the word that one waits for it is found.
+#[test]
+fn many_threads_with_little_room_all_get_on() {
+    bounded(|| {
+        let (world, _) = World::connected(2);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        let handles: Vec<_> = (0..3).map(|_| world.write(4096)).collect();
+                        handles.iter().for_each(|h| h.wait().unwrap());
+                    }
+                });
+            }
+        });
+    });
+}
