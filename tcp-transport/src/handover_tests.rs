@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use crate::initiator::Leavings;
 use crate::lane::Lane;
 use crate::memory::OwnedMemory;
+use crate::peer::BEFORE_WAITING;
 use crate::settings::Limits;
 use crate::sync::lock;
-use crate::{Access, Batch, BatchHandle, Peer, Region, Request, Transport};
+use crate::{Access, Batch, BatchHandle, Builder, Peer, Region, Request, Transport};
 
 /// Runs `test`; one that hangs fails.
 fn bounded(test: impl FnOnce() + Send + 'static) {
@@ -52,9 +53,20 @@ const LEN: usize = 32 << 20;
 impl World {
     /// One lane that takes `requests` at a time.
     fn new(requests: usize) -> Self {
+        Self::with(1, requests, |builder| builder)
+    }
+
+    fn with(lanes: usize, requests: usize, change: impl FnOnce(Builder) -> Builder) -> Self {
         let limits = Limits { lane_requests: requests, lane_bytes: u64::MAX, ..Limits::default() };
-        let builder = || Transport::builder().same_host(false).same_process(false).lanes(1).io_threads(1);
-        let target = builder().listen("127.0.0.1:0".parse().unwrap()).build().unwrap();
+        let builder = || {
+            Transport::builder()
+                .same_host(false)
+                .same_process(false)
+                .lanes(lanes)
+                .stripe_bytes(4096)
+                .io_threads(1)
+        };
+        let target = change(builder()).listen("127.0.0.1:0".parse().unwrap()).build().unwrap();
         let asker = builder().limits(limits).build().unwrap();
         let remote = target.register(OwnedMemory::new(LEN).unwrap(), Access::READ_WRITE).unwrap();
         let local = asker.register(OwnedMemory::new(LEN).unwrap(), Access::LOCAL).unwrap();
@@ -74,6 +86,11 @@ impl World {
 
     fn write(&self, len: u64) -> BatchHandle {
         let mut batch = Batch::new();
+        self.push(&mut batch, len);
+        self.asker.submit(&mut batch).unwrap()
+    }
+
+    fn push(&self, batch: &mut Batch, len: u64) {
         let request = Request::write(
             &self.peer,
             &self.local,
@@ -83,7 +100,6 @@ impl World {
             len,
         );
         batch.push(request).unwrap();
-        self.asker.submit(&mut batch).unwrap()
     }
 }
 
@@ -133,9 +149,9 @@ fn what_is_placed_on_a_driven_lane_goes_on_when_the_driver_leaves() {
         world.peer.inner.dispatch();
         assert_eq!(world.peer.inner.queued(), 0);
         lane.stop_driving();
-        while second.as_mut().poll(&mut context).is_pending() {
-            wakes.recv().unwrap();
-        }
+        // Not polled before: that would leave the lane to the I/O threads once more.
+        wakes.recv().unwrap();
+        assert!(second.as_mut().poll(&mut context).is_ready());
         assert!(matches!(first.poll(), Some(Ok(()))));
     });
 }
@@ -201,7 +217,68 @@ fn a_sleeping_driver_does_not_keep_others_from_sending() {
     });
 }
 
-/// Room that is made between the look for it and the word that one waits for it is found.
+/// The last answer comes, and makes room, between the look for room and the word that somebody waits for it.
+#[test]
+fn room_that_is_made_meanwhile_is_found() {
+    bounded(|| {
+        let (world, lane) = World::connected(1);
+        assert!(lane.try_drive());
+        let first = world.write(4096);
+        let (driven, peer) = (Arc::clone(&lane), Arc::clone(&world.peer.inner));
+        let between = move || {
+            drive_dry(&driven);
+            peer.dispatch(); // nobody waits, so far
+            driven.stop_driving();
+        };
+        BEFORE_WAITING.set(Some(Box::new(between)));
+        world.write(4096).wait().unwrap();
+        assert!(BEFORE_WAITING.take().is_none() && matches!(first.poll(), Some(Ok(()))));
+    });
+}
+
+/// A waiter blocks on one of its lanes, which is slow, when it is called to the other.
+#[test]
+fn who_is_called_while_driving_another_lane_comes() {
+    bounded(|| {
+        let (release, gate) = channel::<()>();
+        let gate = Mutex::new(gate);
+        let handler = move |_, _: &[u8]| {
+            let _ = lock(&gate).recv();
+            Ok(Vec::new())
+        };
+        let world = World::with(2, 8, |builder| builder.handler(handler));
+        world.peer.connect(hour()).unwrap();
+        let lanes = || {
+            let mut lanes = Vec::new();
+            world.peer.inner.lanes(|lane| lanes.push(Arc::clone(lane)));
+            lanes
+        };
+        until(|| lanes().len() == 2 && lanes().iter().all(|l| l.in_flight() == 0 && !l.is_driven()));
+        let lanes = lanes();
+        assert!(lanes.iter().all(|lane| lane.try_drive()));
+        std::thread::scope(|scope| {
+            let call = scope.spawn(|| world.peer.call(&[], hour()));
+            until(|| lanes.iter().any(|lane| lane.in_flight() > 0 && lane.has_parked()));
+            let slow = lanes.iter().position(|lane| lane.in_flight() > 0).unwrap();
+            let (slow, quick) = (&lanes[slow], &lanes[1 - slow]);
+            let mut batch = Batch::new();
+            world.push(&mut batch, 4096);
+            world.push(&mut batch, 4096);
+            let both = world.asker.submit(&mut batch).unwrap();
+            assert_eq!((slow.in_flight(), quick.in_flight()), (2, 1));
+            let state = Arc::clone(both.state());
+            let waiting = scope.spawn(move || both.wait());
+            until(|| slow.is_parked(&state) && quick.is_parked(&state) && state.is_watched());
+            slow.stop_driving();
+            until(|| slow.is_driven() && slow.in_flight() == 1);
+            quick.stop_driving();
+            waiting.join().unwrap().unwrap();
+            release.send(()).unwrap();
+            call.join().unwrap().unwrap();
+        });
+    });
+}
+
 #[test]
 fn many_threads_with_little_room_all_get_on() {
     bounded(|| {

@@ -404,9 +404,9 @@ impl IoThread {
                 Message::Accepted(stream, from) => self.begin_accepting(stream, from),
                 Message::Dial(peer) => self.begin_dialling(&peer),
                 Message::Watch(peer) => {
-                    // At once, too: the first request to a peer waits for its connection.
-                    let news = !self.watched.iter().any(|w| w.ptr_eq(&peer));
-                    if news && peer.upgrade().is_some_and(|p| p.tick(Instant::now())) {
+                    // At once, too: the first request to a peer waits for its connection, and the others for theirs.
+                    let more = peer.upgrade().is_some_and(|p| p.tick(Instant::now()));
+                    if more && !self.watched.iter().any(|w| w.ptr_eq(&peer)) {
                         self.watched.push(peer);
                     }
                 }

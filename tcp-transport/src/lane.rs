@@ -232,6 +232,11 @@ impl Lane {
     }
 
     #[cfg(test)]
+    pub(crate) fn has_parked(&self) -> bool {
+        !lock(&self.parked).is_empty()
+    }
+
+    #[cfg(test)]
     pub(crate) fn is_parked(&self, batch: &Arc<BatchState>) -> bool {
         lock(&self.parked).iter().any(|b| Arc::ptr_eq(b, batch))
     }

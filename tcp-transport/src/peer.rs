@@ -32,6 +32,12 @@ pub(crate) const MAX_LANES: usize = 16;
 const MIN_HOST_BYTES: u64 = 16 << 10;
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
+#[cfg(test)]
+thread_local! {
+    /// What a test has happen between the look for room and the word that a slice waits for it.
+    pub(crate) static BEFORE_WAITING: std::cell::Cell<Option<Box<dyn FnOnce()>>> = const { std::cell::Cell::new(None) };
+}
+
 /// Which way the bytes of a peer's requests go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -280,6 +286,8 @@ impl PeerInner {
             }
             return;
         }
+        #[cfg(test)]
+        BEFORE_WAITING.take().into_iter().for_each(|between| between());
         state.pending.push_back(slice);
         self.waiting.fetch_add(1, Ordering::SeqCst);
         // Whoever makes room looks at the count after it, so room that was made before the count went up has to be found here.
