@@ -295,3 +295,33 @@ fn many_threads_with_little_room_all_get_on() {
         });
     });
 }
+
+/// Two threads that fill all lanes and wait for room, with large payloads in both directions.
+#[test]
+fn large_batches_of_two_threads_get_on_without_a_timer() {
+    bounded(|| {
+        let world = World::with(2, 4, |builder| builder);
+        std::thread::scope(|scope| {
+            for write in [true, false] {
+                let world = &world;
+                scope.spawn(move || {
+                    let mut batch = Batch::new();
+                    for _ in 0..20 {
+                        for at in (0..16_u64).map(|i| i << 20) {
+                            let (local, remote) = (world.local.addr() + at, world.remote.addr() + at);
+                            let (peer, region, key) = (&world.peer, &world.local, world.remote.descriptor());
+                            let request = match write {
+                                true => Request::write(peer, region, local, key, remote, 1 << 20),
+                                false => {
+                                    Request::read(peer, region, local + (16 << 20), key, remote, 1 << 20)
+                                }
+                            };
+                            batch.push(request).unwrap();
+                        }
+                        world.asker.submit(&mut batch).unwrap().wait().unwrap();
+                    }
+                });
+            }
+        });
+    });
+}
