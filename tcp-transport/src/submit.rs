@@ -18,9 +18,10 @@ use crate::wire::{Kind, MAX_RANGES};
 /// Longest slice: large enough that its frame costs nothing, small enough to be spread over lanes and to share them.
 pub(crate) const MAX_SLICE: u64 = 1 << 20;
 
-/// Shortest part of a submission that is worth a second thread of the peer, where that copies between the two processes. The
-/// copy itself is the work there, and two threads make it in half the time: 256 KiB take one of them about 20 µs.
-const HOST_STRIPE: u64 = 256 << 10;
+/// Shortest part of a submission that is worth a second thread of the peer, where that copies between the two processes, however
+/// `stripe_bytes` is set. Halves of 1 MiB on two threads were slower than the whole on one on a machine with other work,
+/// because the second one has to be woken, too.
+const HOST_STRIPE: u64 = 1 << 20;
 
 /// Cuts a request into slices: at most `longest` bytes and [`MAX_RANGES`] ranges a side each. Pure.
 pub(crate) struct Cutter<'a> {
