@@ -11,16 +11,16 @@
 //!
 //! | module | Python |
 //! |---|---|
-//! | [`engine`](mod@engine) | `Engine`, `Notification` |
-//! | [`region`] | `Region`: registered memory |
-//! | [`segment`] | `Segment`, `RemoteBuffer`: a peer's memory |
-//! | [`ranges`] | `LocalRange`, `RemoteRange`: contiguous, paged, strided, scattered parts of both |
-//! | [`batch`] | `Batch`, `Transfer` |
-//! | [`mooncake`] | `TransferEngine` of `weft.mooncake` |
-//! | [`topology`] | Mooncake's priority matrix |
-//! | [`memory`] | the one promise about foreign memory, and copying from and to addresses |
-//! | [`wait`] | waiting without the GIL; waking an event loop |
-//! | [`error`] | exceptions |
+//! | `engine` | `Engine`, `Notification` |
+//! | `region` | `Region`: registered memory |
+//! | `segment` | `Segment`, `RemoteBuffer`: a peer's memory |
+//! | `ranges` | `LocalRange`, `RemoteRange`: contiguous, paged, strided, scattered parts of both |
+//! | `batch` | `Batch`, `Transfer` |
+//! | `mooncake` | `TransferEngine` of `weft.mooncake` |
+//! | `topology` | Mooncake's priority matrix |
+//! | `memory` | the one promise about foreign memory, and copying from and to addresses |
+//! | `wait` | waiting without the GIL; waking an event loop |
+//! | `error` | exceptions |
 
 mod batch;
 mod engine;

@@ -252,7 +252,7 @@ impl Endpoint<Enabled> {
         }
     }
 
-    /// Closes the endpoint. Posting gives [`PostError::Closed`] from now on; operations whose end has not been polled come out
+    /// Closes the endpoint. Posting gives [`PostError::Closed`](crate::PostError::Closed) from now on; operations whose end has not been polled come out
     /// of the completion queue as [`ErrorKind::Aborted`](crate::ErrorKind::Aborted), whatever they did at the target. When it
     /// returns, the provider has let go of the memory of all operations, except with `shm`: its peers carry out what they have
     /// been asked for later, so the memory of operations that are aborted is kept for ever

@@ -98,8 +98,8 @@ fn a_batch_that_registers_half_way_registers_nothing() {
     let node = node();
     let memory = vec![0_u8; 4096];
     let addr = memory.as_ptr() as u64;
-    // SAFETY: `memory` is not looked at and lives longer than the node's registrations below.
     let register = |ranges: &[(u64, u64)]| {
+        // SAFETY: `memory` is not looked at and lives longer than the node's registrations below.
         unsafe { node.register_many(ranges, "*", Access::READ_WRITE) }.map_err(|fault| fault.code())
     };
     assert_eq!(register(&[(addr, 100), (addr + 50, 100)]), Err(-7));
