@@ -120,13 +120,22 @@ impl ToPeer {
         engine.open(target, Instant::now() + self.connect_timeout).map_err(|error| Failure::opening(&error))
     }
 
-    /// Both.
+    /// Both. A target that has just been started listens a moment before it has registered its memory; it is given as long for that as
+    /// for its answer.
     pub(crate) fn open(&self, target: &str) -> Result<(Engine, Segment), Failure> {
         let engine = self.engine(target)?;
         let segment = self.segment(&engine, target)?;
+        let deadline = Instant::now() + self.connect_timeout;
+        while segment.buffers().is_empty() && Instant::now() < deadline {
+            std::thread::sleep(AGAIN);
+            segment.refresh(deadline).map_err(|error| Failure::opening(&error))?;
+        }
         Ok((engine, segment))
     }
 }
+
+/// Between two looks for a target's memory.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// A file's bytes without the newline that editors add.
 fn read_secret(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
