@@ -160,6 +160,11 @@ impl TransferEngine {
         }
     }
 
+    /// [`sync`](Self::sync) after everything that is on the CUDA stream; -1 without it if that cannot be waited for.
+    fn sync_after_stream(&self, py: Python<'_>, stream: Number, asked: &Asked) -> PyResult<i32> {
+        if self.after_stream(py, stream.0) { self.sync(py, asked) } else { Ok(-1) }
+    }
+
     /// Waits for a CUDA stream, so that what it writes is there before it is sent, and what it reads has been read.
     fn after_stream(&self, py: Python<'_>, stream: u64) -> bool {
         let waited =
@@ -616,10 +621,11 @@ impl TransferEngine {
         transport_hint: &str,
     ) -> PyResult<i32> {
         let _ = transport_hint;
-        if !self.after_stream(py, stream_ptr.0) {
-            return Ok(-1);
-        }
-        self.sync(py, &one(Op::Write, target_hostname, buffer, peer_buffer_address, length, None))
+        self.sync_after_stream(
+            py,
+            stream_ptr,
+            &one(Op::Write, target_hostname, buffer, peer_buffer_address, length, None),
+        )
     }
 
     /// transfer_sync_read after everything that is on the CUDA stream.
@@ -635,10 +641,11 @@ impl TransferEngine {
         transport_hint: &str,
     ) -> PyResult<i32> {
         let _ = transport_hint;
-        if !self.after_stream(py, stream_ptr.0) {
-            return Ok(-1);
-        }
-        self.sync(py, &one(Op::Read, target_hostname, buffer, peer_buffer_address, length, None))
+        self.sync_after_stream(
+            py,
+            stream_ptr,
+            &one(Op::Read, target_hostname, buffer, peer_buffer_address, length, None),
+        )
     }
 
     /// batch_transfer_sync_write after everything that is on the CUDA stream.
@@ -655,10 +662,11 @@ impl TransferEngine {
         transport_hint: &str,
     ) -> PyResult<i32> {
         let _ = transport_hint;
-        if !self.after_stream(py, stream_ptr.0) {
-            return Ok(-1);
-        }
-        self.sync(py, &many(Op::Write, target_hostname, buffers, peer_buffer_addresses, lengths, None))
+        self.sync_after_stream(
+            py,
+            stream_ptr,
+            &many(Op::Write, target_hostname, buffers, peer_buffer_addresses, lengths, None),
+        )
     }
 
     /// batch_transfer_sync_read after everything that is on the CUDA stream.
@@ -675,10 +683,11 @@ impl TransferEngine {
         transport_hint: &str,
     ) -> PyResult<i32> {
         let _ = transport_hint;
-        if !self.after_stream(py, stream_ptr.0) {
-            return Ok(-1);
-        }
-        self.sync(py, &many(Op::Read, target_hostname, buffers, peer_buffer_addresses, lengths, None))
+        self.sync_after_stream(
+            py,
+            stream_ptr,
+            &many(Op::Read, target_hostname, buffers, peer_buffer_addresses, lengths, None),
+        )
     }
 
     /// Ends the engine: not part of Mooncake's API, whose engines end when they are collected, as this one does too.
