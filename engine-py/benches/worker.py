@@ -10,6 +10,7 @@ import importlib
 import json
 import sys
 import time
+from typing import Any
 
 role, name, protocol, length = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 engine = importlib.import_module(name).TransferEngine()
@@ -32,7 +33,7 @@ for line in sys.stdin:
     write = question["op"] == "write"
     if batch == 1:
         call = engine.transfer_sync_write if write else engine.transfer_sync_read
-        arguments = (session, address, remote, size)
+        arguments: tuple[Any, ...] = (session, address, remote, size)
     else:
         call = engine.batch_transfer_sync_write if write else engine.batch_transfer_sync_read
         offsets = [i * size for i in range(batch)]

@@ -47,7 +47,8 @@ def both(report: Report, initiator: str, target: str, version: int) -> None:
             report.line(who, "probe", near.ask("probe", session=far.session) == 0)
             report.line(who, "first buffer", near.ask("first", session=far.session) == far.address)
             code = near.ask("notify", session=far.session, remote=far.address, name="näme", msg='a "message"')
-            notes, end = [], time.monotonic() + 10
+            notes: list[list[str]] = []
+            end = time.monotonic() + 10
             while not notes and time.monotonic() < end:
                 notes = far.ask("notes")
                 time.sleep(0.01)

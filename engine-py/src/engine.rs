@@ -12,7 +12,7 @@ use crate::batch::{Batch, Op, Transfer};
 use crate::error::{Kind, OrRaise as _, exception};
 use crate::memory::Lent;
 use crate::region::{self, Region};
-use crate::segment::{Segment, TIMEOUT, deadline};
+use crate::segment::{Segment, deadline};
 use crate::wait;
 
 /// Registered memory, peers' segments, and the transports between them; what a process opens once.
@@ -291,7 +291,7 @@ impl Engine {
 
     /// Opens a peer's memory by the peer's name, "host:port": one round trip, which decides the path. The same name gives the same
     /// segment.
-    #[pyo3(signature = (name, timeout = TIMEOUT))]
+    #[pyo3(signature = (name, timeout = 30.0))]
     fn open(&self, py: Python<'_>, name: &str, timeout: f64) -> PyResult<Segment> {
         let (engine, deadline) = (self.inner(py)?, deadline(timeout)?);
         py.detach(|| engine.open(name, deadline)).map(|inner| Segment { inner }).or_raise(py)

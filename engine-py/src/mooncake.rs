@@ -609,7 +609,8 @@ impl TransferEngine {
     }
 
     /// transfer_sync_write after everything that is on the CUDA stream.
-    #[pyo3(signature = (target_hostname, buffer, peer_buffer_address, length, stream_ptr = Number(0), transport_hint = ""))]
+    #[pyo3(signature = (target_hostname, buffer, peer_buffer_address, length, stream_ptr = Number(0), transport_hint = ""),
+           text_signature = "($self, target_hostname, buffer, peer_buffer_address, length, stream_ptr=0, transport_hint='')")]
     fn transfer_write_on_cuda(
         &self,
         py: Python<'_>,
@@ -629,7 +630,8 @@ impl TransferEngine {
     }
 
     /// transfer_sync_read after everything that is on the CUDA stream.
-    #[pyo3(signature = (target_hostname, buffer, peer_buffer_address, length, stream_ptr = Number(0), transport_hint = ""))]
+    #[pyo3(signature = (target_hostname, buffer, peer_buffer_address, length, stream_ptr = Number(0), transport_hint = ""),
+           text_signature = "($self, target_hostname, buffer, peer_buffer_address, length, stream_ptr=0, transport_hint='')")]
     fn transfer_read_on_cuda(
         &self,
         py: Python<'_>,
@@ -650,7 +652,8 @@ impl TransferEngine {
 
     /// batch_transfer_sync_write after everything that is on the CUDA stream.
     #[pyo3(signature = (target_hostname, buffers, peer_buffer_addresses, lengths, stream_ptr = Number(0),
-                        transport_hint = ""))]
+                        transport_hint = ""),
+           text_signature = "($self, target_hostname, buffers, peer_buffer_addresses, lengths, stream_ptr=0, transport_hint='')")]
     fn batch_transfer_write_on_cuda(
         &self,
         py: Python<'_>,
@@ -671,7 +674,8 @@ impl TransferEngine {
 
     /// batch_transfer_sync_read after everything that is on the CUDA stream.
     #[pyo3(signature = (target_hostname, buffers, peer_buffer_addresses, lengths, stream_ptr = Number(0),
-                        transport_hint = ""))]
+                        transport_hint = ""),
+           text_signature = "($self, target_hostname, buffers, peer_buffer_addresses, lengths, stream_ptr=0, transport_hint='')")]
     fn batch_transfer_read_on_cuda(
         &self,
         py: Python<'_>,

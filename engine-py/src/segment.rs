@@ -22,9 +22,6 @@ pub(crate) struct RemoteBuffer {
     buffer: engine::RemoteBuffer,
 }
 
-/// How long control calls may take unless the caller says otherwise.
-pub(crate) const TIMEOUT: f64 = 30.0;
-
 /// Seconds from now as the engine's deadline.
 pub(crate) fn deadline(timeout: f64) -> PyResult<Instant> {
     let timeout: Duration = wait::duration(timeout)?;
@@ -75,28 +72,28 @@ impl Segment {
     }
 
     /// Fetches the peer's current list of buffers. Needed after it has registered more, or has been restarted.
-    #[pyo3(signature = (timeout = TIMEOUT))]
+    #[pyo3(signature = (timeout = 30.0))]
     fn refresh(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
         let deadline = deadline(timeout)?;
         py.detach(|| self.inner.refresh(deadline)).or_raise(py)
     }
 
     /// Opens connections and rails now rather than with the first request.
-    #[pyo3(signature = (timeout = TIMEOUT))]
+    #[pyo3(signature = (timeout = 30.0))]
     fn warm_up(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
         let deadline = deadline(timeout)?;
         py.detach(|| self.inner.warm_up(deadline)).or_raise(py)
     }
 
     /// Whether the peer's engine answers: the round trip in seconds.
-    #[pyo3(signature = (timeout = TIMEOUT))]
+    #[pyo3(signature = (timeout = 30.0))]
     fn probe(&self, py: Python<'_>, timeout: f64) -> PyResult<f64> {
         let deadline = deadline(timeout)?;
         py.detach(|| self.inner.probe(deadline)).map(|time| time.as_secs_f64()).or_raise(py)
     }
 
     /// Puts `payload` into the peer's queue of notifications, exactly once; returns when it is there.
-    #[pyo3(signature = (payload, timeout = TIMEOUT))]
+    #[pyo3(signature = (payload, timeout = 30.0))]
     fn notify(&self, py: Python<'_>, payload: &[u8], timeout: f64) -> PyResult<()> {
         let deadline = deadline(timeout)?;
         py.detach(|| self.inner.notify(payload, deadline)).or_raise(py)

@@ -5,7 +5,23 @@ from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import Any, final
 
-from weft.mooncake._types import TransferNotify, TransferOpcode
+from weft.mooncake import _types
+
+__all__ = [
+    "Batch",
+    "Engine",
+    "LocalRange",
+    "Notification",
+    "Region",
+    "RemoteBuffer",
+    "RemoteRange",
+    "Segment",
+    "Transfer",
+    "TransferEngine",
+    "Wake",
+    "__version__",
+    "run_program",
+]
 
 __version__: str
 
@@ -185,7 +201,7 @@ class Wake:
 
 @final
 class TransferEngine:
-    TransferOpcode: type[TransferOpcode]
+    TransferOpcode: type[_types.TransferOpcode]
     def __new__(cls) -> TransferEngine: ...
     def initialize(
         self, local_hostname: str, metadata_server: str, protocol: str, device_name: str, /
@@ -218,8 +234,8 @@ class TransferEngine:
         buffer: int,
         peer_buffer_address: int,
         length: int,
-        opcode: TransferOpcode,
-        notify: TransferNotify | None = None,
+        opcode: _types.TransferOpcode,
+        notify: _types.TransferNotify | None = None,
         transport_hint: str = "",
     ) -> int: ...
     def batch_transfer_sync_write(
@@ -244,8 +260,8 @@ class TransferEngine:
         buffers: Sequence[int],
         peer_buffer_addresses: Sequence[int],
         lengths: Sequence[int],
-        opcode: TransferOpcode,
-        notify: TransferNotify | None = None,
+        opcode: _types.TransferOpcode,
+        notify: _types.TransferNotify | None = None,
         transport_hint: str = "",
     ) -> int: ...
     def batch_transfer_async_write(
@@ -270,7 +286,7 @@ class TransferEngine:
         buffers: Sequence[int],
         peer_buffer_addresses: Sequence[int],
         lengths: Sequence[int],
-        opcode: TransferOpcode,
+        opcode: _types.TransferOpcode,
         transport_hint: str = "",
     ) -> int: ...
     def get_batch_transfer_status(self, batch_ids: Sequence[int], /) -> int: ...
@@ -294,7 +310,7 @@ class TransferEngine:
     def get_local_topology(self, device_name: str | None = None) -> str: ...
     def get_first_buffer_address(self, segment_name: str, /) -> int: ...
     def warmup_efa_segment(self, segment_name: str) -> int: ...
-    def get_notifies(self) -> list[TransferNotify]: ...
+    def get_notifies(self) -> list[_types.TransferNotify]: ...
     def send_probe(self, peer_server_name: str) -> int: ...
     def get_engine(self) -> TransferEngine: ...
     def get_engine_ptr(self) -> int: ...

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
 
 
-@lru_cache(maxsize=1)
 def _driver() -> ctypes.CDLL:
+    # Loaded once, whoever asks; the loader counts.
     driver = ctypes.CDLL("libcuda.so.1")
     driver.cuStreamSynchronize.argtypes = [ctypes.c_void_p]
     return driver
