@@ -30,7 +30,7 @@ const BACKLOG: usize = 16;
 /// The scheduler's way of `count` slices of 64 KiB over 16 busy lanes: cut, choose, queue, post, end.
 #[inline(never)]
 fn way_of_slices(queues: &mut [Queue<(u32, u64)>], count: u64) {
-    let chunk = |addr: u64| Some(Chunk { index: 0, left: u64::MAX - addr });
+    let chunk = |addr: u64| Some(Chunk { index: 0, before: addr, left: u64::MAX - addr });
     let mut loads = [0_u64; LANES];
     let mut flying: Vec<VecDeque<Token>> = (0..LANES).map(|_| VecDeque::with_capacity(2 * BACKLOG)).collect();
     let mut chooser = Chooser::default();

@@ -7,7 +7,7 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::region::{Access, RegionInner};
 use crate::request::{Batch, Op};
-use crate::scheduler::slicer::{Hole, Stretch, slice};
+use crate::scheduler::slicer::{Chunk, Hole, Stretch, slice};
 use crate::sync::lock;
 
 impl Core {
@@ -37,8 +37,8 @@ impl Core {
             |addr| region.chunk_at(addr),
             |addr| {
                 let index = find(addr)?;
-                let left = regions[index].addr + regions[index].len - addr;
-                Some(crate::scheduler::slicer::Chunk { index: index as u32, left })
+                let before = addr - regions[index].addr;
+                Some(Chunk { index: index as u32, before, left: regions[index].len - before })
             },
             buffer.len() as u64,
             |cut| {

@@ -83,8 +83,9 @@ impl PeerTable {
                 Op::Read => chunk.readable,
                 Op::Write => chunk.writable,
             };
-            if allowed && addr - chunk.addr < chunk.len {
-                return Some(Chunk { index: index as u32, left: chunk.len - (addr - chunk.addr) });
+            let before = addr - chunk.addr;
+            if allowed && before < chunk.len {
+                return Some(Chunk { index: index as u32, before, left: chunk.len - before });
             }
         }
         None

@@ -92,8 +92,9 @@ impl RegionInner {
     pub(crate) fn chunk_at(&self, addr: u64) -> Option<Chunk> {
         let after = self.chunks.partition_point(|chunk| chunk.start <= addr);
         let index = after.checked_sub(1)?;
-        let left = self.chunks[index].end.checked_sub(addr).filter(|&left| left > 0)?;
-        Some(Chunk { index: index as u32, left })
+        let chunk = &self.chunks[index];
+        let left = chunk.end.checked_sub(addr).filter(|&left| left > 0)?;
+        Some(Chunk { index: index as u32, before: addr - chunk.start, left })
     }
 
     /// The memory region of a chunk on a NIC.

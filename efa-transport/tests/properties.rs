@@ -70,7 +70,7 @@ fn chunk_of(addr: u64, grain: u64) -> u32 {
 
 /// Chunks of `grain` bytes, from 0.
 fn chunks(grain: u64) -> impl Fn(u64) -> Option<Chunk> {
-    move |addr| Some(Chunk { index: chunk_of(addr, grain), left: grain - addr % grain })
+    move |addr| Some(Chunk { index: chunk_of(addr, grain), before: addr % grain, left: grain - addr % grain })
 }
 
 proptest! {
@@ -230,7 +230,7 @@ proptest! {
         let stretch = |&(at, len): &(u64, u64)| Stretch { at, len };
         let end = local.iter().map(|range| range.0 + range.1).max().unwrap_or(0);
         let hole = (1 << 32) + hole * (end - (1 << 32)) / 3;
-        let with_hole = |addr: u64| (addr < hole).then(|| Chunk { index: 0, left: hole - addr });
+        let with_hole = |addr: u64| (addr < hole).then(|| Chunk { index: 0, before: addr, left: hole - addr });
         let mut reached = 0;
         let result = slice(
             local.iter().map(stretch),

@@ -24,18 +24,25 @@ impl Token {
     }
 }
 
+/// No slot.
+const NONE: u32 = u32::MAX;
+
 /// Queue and credits of one NIC.
 ///
 /// Slices of one *flow* (one peer, to this NIC) are posted in the order in which they were pushed; flows take turns, so
 /// that a peer that cannot take more does not hold up the others. Posted slices hold a credit each until they end.
 ///
-/// A slice is moved in and out once, whatever happens to it in between; the memory for the most that there ever were is kept.
+/// A slice stays in its slot from the time that it is pushed until it ends: the lines of flows, and the list of free slots, are
+/// links between slots. The memory for the most that there ever were is kept.
 #[derive(Debug)]
 pub struct Queue<T> {
     depth: usize,
     window_bytes: u64,
     slots: Vec<Slot<T>>,
-    free: Vec<u32>,
+    /// The first free slot.
+    free: u32,
+    /// The slot that has been taken and not answered yet.
+    taken: u32,
     in_flight: usize,
     in_flight_bytes: u64,
     queued: usize,
@@ -46,22 +53,27 @@ pub struct Queue<T> {
     /// Flows whose provider's queue was full.
     paused: Vec<u32>,
     closed: bool,
+    /// The slots of one flow, while some are taken away.
+    line: Vec<u32>,
 }
 
 #[derive(Debug)]
 struct Slot<T> {
-    flow: u32,
-    /// It has a credit.
-    flying: bool,
-    bytes: u64,
     /// `None`: the slot is free.
     item: Option<T>,
+    bytes: u64,
+    flow: u32,
+    /// The next one in the flow's line, or in the list of free ones.
+    next: u32,
+    /// It has a credit.
+    flying: bool,
 }
 
 #[derive(Debug)]
 struct Flow {
-    /// Slots, in order.
-    waiting: VecDeque<u32>,
+    /// The slots that wait, in order.
+    first: u32,
+    last: u32,
     /// Posted and not ended.
     flying: u32,
     state: FlowState,
@@ -81,7 +93,12 @@ enum FlowState {
 
 impl Flow {
     const fn new() -> Self {
-        Self { waiting: VecDeque::new(), flying: 0, state: FlowState::Idle, pause: FIRST_PAUSE }
+        Self { first: NONE, last: NONE, flying: 0, state: FlowState::Idle, pause: FIRST_PAUSE }
+    }
+
+    #[inline]
+    const fn is_empty(&self) -> bool {
+        self.first == NONE
     }
 }
 
@@ -94,7 +111,8 @@ impl<T> Queue<T> {
             depth,
             window_bytes: window_bytes.max(1),
             slots: Vec::with_capacity(depth),
-            free: Vec::with_capacity(depth),
+            free: NONE,
+            taken: NONE,
             in_flight: 0,
             in_flight_bytes: 0,
             queued: 0,
@@ -103,6 +121,7 @@ impl<T> Queue<T> {
             ready: VecDeque::new(),
             paused: Vec::new(),
             closed: false,
+            line: Vec::new(),
         }
     }
 
@@ -153,23 +172,25 @@ impl<T> Queue<T> {
         if self.flows.len() <= flow as usize {
             self.flows.resize_with(flow as usize + 1, Flow::new);
         }
-        let slot = Slot { flow, flying: false, bytes, item: Some(item) };
-        let index = match self.free.pop() {
-            Some(index) => {
-                self.slots[index as usize] = slot;
-                index
-            }
-            None => {
-                self.slots.push(slot);
-                (self.slots.len() - 1) as u32
-            }
-        };
+        let slot = Slot { item: Some(item), bytes, flow, next: NONE, flying: false };
+        let mut index = self.free;
+        if let Some(free) = self.slots.get_mut(index as usize) {
+            self.free = free.next;
+            *free = slot;
+        } else {
+            index = self.slots.len() as u32;
+            self.slots.push(slot);
+        }
         self.queued += 1;
         self.queued_bytes += bytes;
-        let flow_of = &mut self.flows[flow as usize];
-        flow_of.waiting.push_back(index);
-        if flow_of.state == FlowState::Idle {
-            flow_of.state = FlowState::Ready;
+        let line = &mut self.flows[flow as usize];
+        match self.slots.get_mut(line.last as usize) {
+            Some(last) => last.next = index,
+            None => line.first = index,
+        }
+        line.last = index;
+        if line.state == FlowState::Idle {
+            line.state = FlowState::Ready;
             self.ready.push_back(flow);
         }
     }
@@ -185,14 +206,18 @@ impl<T> Queue<T> {
             self.unpause(|until| until <= now);
         }
         let flow = &mut self.flows[*self.ready.front()? as usize];
-        let index = *flow.waiting.front()?;
-        let slot = &mut self.slots[index as usize];
+        let index = flow.first;
+        let slot = self.slots.get_mut(index as usize)?;
         if self.in_flight_bytes > 0 && self.in_flight_bytes.saturating_add(slot.bytes) > self.window_bytes {
             return None;
         }
-        flow.waiting.pop_front();
+        flow.first = slot.next;
+        if flow.is_empty() {
+            flow.last = NONE;
+        }
         flow.flying += 1;
         slot.flying = true;
+        self.taken = index;
         self.queued -= 1;
         self.queued_bytes -= slot.bytes;
         self.in_flight += 1;
@@ -205,8 +230,8 @@ impl<T> Queue<T> {
     #[must_use]
     pub fn has_another(&self) -> bool {
         let line = if self.ready.len() > 1 { self.ready.get(1) } else { self.ready.front() };
-        let next = line.and_then(|&flow| self.flows.get(flow as usize)?.waiting.front());
-        let bytes = next.and_then(|&index| self.slots.get(index as usize)).map(|slot| slot.bytes);
+        let next = line.and_then(|&flow| Some(self.flows.get(flow as usize)?.first));
+        let bytes = next.and_then(|index| self.slots.get(index as usize)).map(|slot| slot.bytes);
         !self.closed
             && self.in_flight < self.depth
             && bytes.is_some_and(|bytes| self.in_flight_bytes.saturating_add(bytes) <= self.window_bytes)
@@ -216,11 +241,12 @@ impl<T> Queue<T> {
     #[inline]
     pub fn posted(&mut self, token: Token) {
         let Some(slot) = self.slots.get(token.0 as usize).filter(|slot| slot.flying) else { return };
+        self.taken = NONE;
         let index = slot.flow;
         let flow = &mut self.flows[index as usize];
         flow.pause = FIRST_PAUSE;
         // Alone in the line and with more to come, it stays where it is.
-        if self.ready.len() > 1 || flow.waiting.is_empty() {
+        if self.ready.len() > 1 || flow.is_empty() {
             self.rotate(index);
         }
     }
@@ -231,7 +257,11 @@ impl<T> Queue<T> {
         self.queued += 1;
         self.queued_bytes += bytes;
         let flow = &mut self.flows[flow_index as usize];
-        flow.waiting.push_front(token.0);
+        self.slots[token.0 as usize].next = flow.first;
+        if flow.is_empty() {
+            flow.last = token.0;
+        }
+        flow.first = token.0;
         let until = now.saturating_add(flow.pause);
         flow.pause = (flow.pause * 2).min(LONGEST_PAUSE);
         flow.state = FlowState::Paused { until };
@@ -243,16 +273,16 @@ impl<T> Queue<T> {
     /// is no such slice.
     #[inline]
     pub fn end(&mut self, token: Token) -> Option<T> {
+        let was_taken = self.taken == token.0;
         let (flow, _) = self.land(token)?;
-        // It was at the head of the line if it has not been posted; then the others of its flow have their turn now.
-        if self.ready.front() == Some(&flow) && self.flows[flow as usize].waiting.is_empty() {
+        // It was at the head of the line and has not been posted: then the others of its flow have their turn now.
+        if was_taken && self.flows[flow as usize].is_empty() {
             self.rotate(flow);
         }
         if !self.paused.is_empty() {
             self.unpause(|_| true);
         }
-        self.free.push(token.0);
-        self.slots[token.0 as usize].item.take()
+        self.release(token.0)
     }
 
     /// Gives a slice's credit back: its flow and length.
@@ -260,10 +290,22 @@ impl<T> Queue<T> {
     fn land(&mut self, token: Token) -> Option<(u32, u64)> {
         let slot = self.slots.get_mut(token.0 as usize).filter(|slot| slot.flying)?;
         slot.flying = false;
+        if self.taken == token.0 {
+            self.taken = NONE;
+        }
         self.in_flight -= 1;
         self.in_flight_bytes -= slot.bytes;
         self.flows[slot.flow as usize].flying -= 1;
         Some((slot.flow, slot.bytes))
+    }
+
+    /// Empties a slot that is in no line.
+    #[inline]
+    fn release(&mut self, index: u32) -> Option<T> {
+        let slot = self.slots.get_mut(index as usize)?;
+        slot.next = self.free;
+        self.free = index;
+        slot.item.take()
     }
 
     /// A slice that has been taken and not ended.
@@ -307,31 +349,46 @@ impl<T> Queue<T> {
         mut taken: impl FnMut(u32, u64, T),
     ) {
         let mut budget = bytes;
+        let mut line = std::mem::take(&mut self.line);
         for flow in 0..self.flows.len() {
-            let waiting = &mut self.flows[flow].waiting;
-            let mut at = waiting.len();
-            while at > 0 && budget > 0 {
-                at -= 1;
-                let Some(&index) = waiting.get(at) else { break };
-                let Some(slot) = self.slots.get_mut(index as usize) else { break };
-                if slot.item.as_ref().is_some_and(&mut which)
-                    && let Some(item) = slot.item.take()
-                {
-                    waiting.remove(at);
-                    self.free.push(index);
-                    self.queued -= 1;
-                    self.queued_bytes -= slot.bytes;
-                    budget = budget.saturating_sub(slot.bytes.max(1));
-                    taken(flow as u32, slot.bytes, item);
-                }
-            }
-            if self.flows[flow].waiting.is_empty() {
-                self.settle(flow as u32);
-            }
             if budget == 0 {
                 break;
             }
+            line.clear();
+            let mut at = self.flows[flow].first;
+            while let Some(slot) = self.slots.get(at as usize) {
+                line.push(at);
+                at = slot.next;
+            }
+            for &index in line.iter().rev() {
+                let slot = &self.slots[index as usize];
+                let bytes = slot.bytes;
+                if budget > 0
+                    && slot.item.as_ref().is_some_and(&mut which)
+                    && let Some(item) = self.release(index)
+                {
+                    self.queued -= 1;
+                    self.queued_bytes -= bytes;
+                    budget = budget.saturating_sub(bytes.max(1));
+                    taken(flow as u32, bytes, item);
+                }
+            }
+            // Who is left stands in line as before.
+            line.retain(|&index| self.slots[index as usize].item.is_some());
+            for pair in line.windows(2) {
+                self.slots[pair[0] as usize].next = pair[1];
+            }
+            if let Some(&last) = line.last() {
+                self.slots[last as usize].next = NONE;
+            }
+            let entry = &mut self.flows[flow];
+            entry.first = line.first().copied().unwrap_or(NONE);
+            entry.last = line.last().copied().unwrap_or(NONE);
+            if line.is_empty() {
+                self.settle(flow as u32);
+            }
         }
+        self.line = line;
     }
 
     /// The flow at the head of the line goes to its end, or out of it if it has nothing more.
@@ -341,7 +398,7 @@ impl<T> Queue<T> {
         }
         self.ready.pop_front();
         let entry = &mut self.flows[flow as usize];
-        if entry.waiting.is_empty() {
+        if entry.is_empty() {
             entry.state = FlowState::Idle;
         } else {
             self.ready.push_back(flow);

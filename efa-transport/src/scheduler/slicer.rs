@@ -14,6 +14,8 @@ pub struct Stretch {
 pub struct Chunk {
     /// Its number, whatever that means to the caller.
     pub index: u32,
+    /// Bytes from the start of the chunk to the address.
+    pub before: u64,
     /// Bytes from the address to the end of the chunk, not zero.
     pub left: u64,
 }
@@ -48,6 +50,7 @@ pub enum Hole {
 ///
 /// # Errors
 /// The first [`Hole`]. Cuts before it have been delivered.
+#[inline]
 pub fn slice(
     local: impl IntoIterator<Item = Stretch>,
     remote: impl IntoIterator<Item = Stretch>,
@@ -57,46 +60,79 @@ pub fn slice(
     mut each: impl FnMut(Cut),
 ) -> Result<(), Hole> {
     let longest = longest.max(1);
-    let (mut locals, mut remotes) = (local.into_iter(), remote.into_iter());
-    let (mut here, mut there) = (next(&mut locals), next(&mut remotes));
-    // The chunks that the current addresses lie in; `left` is used up as we go.
-    let (mut local_at, mut remote_at): (Option<Chunk>, Option<Chunk>) = (None, None);
-    while let (Some(l), Some(r)) = (&mut here, &mut there) {
-        let lc = match local_at {
-            Some(chunk) => chunk,
-            None => local_chunk(l.at).filter(|c| c.left > 0).ok_or(Hole::Local(*l))?,
-        };
-        let rc = match remote_at {
-            Some(chunk) => chunk,
-            None => remote_chunk(r.at).filter(|c| c.left > 0).ok_or(Hole::Remote(*r))?,
-        };
-        let whole = l.len.min(r.len).min(lc.left).min(rc.left);
-        let mut left = whole;
+    let mut here = Side::new(local.into_iter());
+    let mut there = Side::new(remote.into_iter());
+    while here.has_bytes() && there.has_bytes() {
+        let local_left = here.left_of_chunk(&mut local_chunk).ok_or(Hole::Local(here.now))?;
+        let remote_left = there.left_of_chunk(&mut remote_chunk).ok_or(Hole::Remote(there.now))?;
+        let mut left = here.now.len.min(there.now.len).min(local_left).min(remote_left);
         while left > 0 {
             let len = part(left, longest);
-            each(Cut { local: l.at, remote: r.at, len, local_chunk: lc.index, remote_chunk: rc.index });
-            (l.at, l.len) = (l.at.wrapping_add(len), l.len - len);
-            (r.at, r.len) = (r.at.wrapping_add(len), r.len - len);
+            each(Cut {
+                local: here.now.at,
+                remote: there.now.at,
+                len,
+                local_chunk: here.chunk,
+                remote_chunk: there.chunk,
+            });
+            here.advance(len);
+            there.advance(len);
             left -= len;
-        }
-        local_at = (lc.left > whole).then_some(Chunk { left: lc.left - whole, ..lc });
-        remote_at = (rc.left > whole).then_some(Chunk { left: rc.left - whole, ..rc });
-        if l.len == 0 {
-            (here, local_at) = (next(&mut locals), None);
-        }
-        if r.len == 0 {
-            (there, remote_at) = (next(&mut remotes), None);
         }
     }
     Ok(())
 }
 
-/// The next stretch that has bytes.
-fn next(stretches: &mut impl Iterator<Item = Stretch>) -> Option<Stretch> {
-    stretches.find(|stretch| stretch.len > 0)
+/// How far one side has come.
+struct Side<I> {
+    stretches: I,
+    /// What is left of the current stretch.
+    now: Stretch,
+    /// The chunk that was looked up last: neighbours are in the same one mostly.
+    chunk: u32,
+    chunk_at: u64,
+    chunk_len: u64,
+}
+
+impl<I: Iterator<Item = Stretch>> Side<I> {
+    const fn new(stretches: I) -> Self {
+        Self { stretches, now: Stretch { at: 0, len: 0 }, chunk: 0, chunk_at: 0, chunk_len: 0 }
+    }
+
+    /// Goes on to the next stretch if the current one is used up; false if there is none.
+    #[inline]
+    fn has_bytes(&mut self) -> bool {
+        while self.now.len == 0 {
+            match self.stretches.next() {
+                Some(stretch) => self.now = stretch,
+                None => return false,
+            }
+        }
+        true
+    }
+
+    /// Bytes from here to the end of the chunk; `None` in a hole.
+    #[inline]
+    fn left_of_chunk(&mut self, look_up: &mut impl FnMut(u64) -> Option<Chunk>) -> Option<u64> {
+        let at = self.now.at;
+        if at.wrapping_sub(self.chunk_at) >= self.chunk_len {
+            let chunk = look_up(at).filter(|chunk| chunk.left > 0)?;
+            self.chunk = chunk.index;
+            self.chunk_at = at.wrapping_sub(chunk.before);
+            self.chunk_len = chunk.before.saturating_add(chunk.left);
+        }
+        Some(self.chunk_len - at.wrapping_sub(self.chunk_at))
+    }
+
+    #[inline]
+    const fn advance(&mut self, len: u64) {
+        self.now.at = self.now.at.wrapping_add(len);
+        self.now.len -= len;
+    }
 }
 
 /// Of `left` bytes, as many as the next slice takes: equal parts of whole 4 KiB pages rather than a stub at the end.
+#[inline]
 fn part(left: u64, longest: u64) -> u64 {
     const PAGE: u64 = 4096;
     if left <= longest {

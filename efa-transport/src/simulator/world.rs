@@ -238,7 +238,7 @@ impl<'a> World<'a> {
             1 << 30,
         );
         let whole = Stretch { at: 0, len: bytes };
-        let chunk = |addr: u64| Some(Chunk { index: 0, left: u64::MAX - addr });
+        let chunk = |addr: u64| Some(Chunk { index: 0, before: addr, left: u64::MAX - addr });
         let mut lengths = Vec::new();
         let sliced = slice([whole], [whole], chunk, chunk, longest, |cut| lengths.push(cut.len));
         if sliced.is_err() || lengths.iter().sum::<u64>() != bytes {
