@@ -83,7 +83,10 @@ impl Dialling {
                 return Err(Error::io(format!("connecting to {addr}"), e));
             }
             match self.stream.peer_addr() {
-                Ok(_) => self.connected = true,
+                Ok(_) => {
+                    self.connected = true;
+                    socket::connected(&self.stream, &self.peer.context.settings.sockets);
+                }
                 Err(e) if e.kind() == io::ErrorKind::NotConnected => return Ok(None),
                 Err(e) => return Err(Error::io(format!("connecting to {addr}"), e)),
             }

@@ -255,17 +255,16 @@ fn who_is_called_while_driving_another_lane_comes() {
         };
         until(|| lanes().len() == 2 && lanes().iter().all(|l| l.in_flight() == 0 && !l.is_driven()));
         let lanes = lanes();
-        assert!(lanes.iter().all(|lane| lane.try_drive()));
+        let mut batch = Batch::new();
+        world.push(&mut batch, 4096);
+        world.push(&mut batch, 4096);
+        let both = world.asker.submit(&mut batch).unwrap();
+        assert!(lanes.iter().all(|lane| lane.in_flight() == 1 && lane.try_drive()));
         std::thread::scope(|scope| {
             let call = scope.spawn(|| world.peer.call(&[], hour()));
-            until(|| lanes.iter().any(|lane| lane.in_flight() > 0 && lane.has_parked()));
-            let slow = lanes.iter().position(|lane| lane.in_flight() > 0).unwrap();
+            until(|| lanes.iter().any(|lane| lane.in_flight() == 2 && lane.has_parked()));
+            let slow = lanes.iter().position(|lane| lane.in_flight() == 2).unwrap();
             let (slow, quick) = (&lanes[slow], &lanes[1 - slow]);
-            let mut batch = Batch::new();
-            world.push(&mut batch, 4096);
-            world.push(&mut batch, 4096);
-            let both = world.asker.submit(&mut batch).unwrap();
-            assert_eq!((slow.in_flight(), quick.in_flight()), (2, 1));
             let state = Arc::clone(both.state());
             let waiting = scope.spawn(move || both.wait());
             until(|| slow.is_parked(&state) && quick.is_parked(&state) && state.is_watched());
@@ -293,6 +292,35 @@ fn many_threads_with_little_room_all_get_on() {
                 });
             }
         });
+    });
+}
+
+/// Two callers on one lane stand in each other's way, so a lane that a caller drives gets nothing from others while there is a
+/// free one; where there is none, a submission keeps to the lane of its own thread.
+#[test]
+fn a_lane_that_a_caller_drives_is_left_to_it() {
+    bounded(|| {
+        let world = World::with(3, 64, |builder| builder);
+        world.peer.connect(hour()).unwrap();
+        let lanes = || {
+            let mut lanes = Vec::new();
+            world.peer.inner.lanes(|lane| lanes.push(Arc::clone(lane)));
+            lanes
+        };
+        until(|| lanes().len() == 3 && lanes().iter().all(|l| l.in_flight() == 0 && !l.is_driven()));
+        let lanes = lanes();
+        let used = || lanes.iter().map(|l| l.in_flight() > 0).collect::<Vec<_>>();
+        for driven in [0b000, 0b001, 0b010, 0b110, 0b111_u32] {
+            let is_driven = |n: usize| driven & 1 << n != 0;
+            assert!((0..3).filter(|&n| is_driven(n)).all(|n| lanes[n].try_drive()));
+            let handle = world.write(48 << 10);
+            match driven {
+                0b111 => assert_eq!(used().iter().filter(|&&u| u).count(), 1),
+                _ => assert_eq!(used(), (0..3).map(|n| !is_driven(n)).collect::<Vec<_>>()),
+            }
+            (0..3).filter(|&n| is_driven(n)).for_each(|n| lanes[n].stop_driving());
+            handle.wait().unwrap();
+        }
     });
 }
 

@@ -257,8 +257,11 @@ impl PeerInner {
         state.spare.pop().unwrap_or_else(|| Slice::empty(now))
     }
 
-    pub(crate) fn lane_count(state: &PeerState) -> usize {
-        state.lanes.len()
+    /// How `total` bytes are spread over the lanes. Those that another caller is driving, who waits for what is on them, are left
+    /// to it: two callers on one lane only stand in each other's way.
+    pub(crate) fn spread(state: &PeerState, total: u64, stripe: u64) -> Share {
+        let free = |n: usize| state.lanes.get(n).is_some_and(|l| l.is_usable() && !l.is_driven());
+        Share::spread(total, state.lanes.len(), free, stripe)
     }
 
     /// Whether the peer copies between the two processes.
@@ -316,7 +319,7 @@ impl PeerInner {
     ) -> bool {
         let count = state.lanes.len();
         let bytes = slice.bytes;
-        let turn = share.turn();
+        let turn = if count > 0 { share.turn(count) } else { 0 };
         for step in 0..count {
             let lane = &state.lanes[(turn + step) % count];
             if !lane.is_usable() {

@@ -67,7 +67,8 @@ impl Default for Limits {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SocketOptions {
     /// `SO_SNDBUF` in bytes. Unset, Linux tunes it up to `net.ipv4.tcp_wmem`; on 100–400 Gbit/s networks raise that
-    /// limit instead of setting this.
+    /// limit instead of setting this. Unset, a connection within this host gets 512 KiB, because more would only wait where the
+    /// caches do not reach.
     pub send_buffer: Option<usize>,
     /// `SO_RCVBUF` in bytes. Unset, Linux tunes it up to `net.ipv4.tcp_rmem`.
     pub receive_buffer: Option<usize>,

@@ -35,18 +35,27 @@ pub(crate) struct Share {
     lane: usize,
     bytes: u64,
     quota: u64,
+    /// A bit for each lane that may have a part.
+    lanes: u32,
 }
 
 impl Share {
     /// Everything on the lane of the calling thread.
     pub(crate) fn single() -> Self {
-        Self { lane: thread_number(), bytes: 0, quota: u64::MAX }
+        Self { lane: thread_number(), bytes: 0, quota: u64::MAX, lanes: u32::MAX }
     }
 
-    /// `total` bytes over `lanes`, but not in smaller parts than `stripe`.
-    pub(crate) fn spread(total: u64, lanes: usize, stripe: u64) -> Self {
-        let quota = total.div_ceil(lanes.max(1) as u64).max(stripe);
-        Self { lane: thread_number(), bytes: 0, quota }
+    /// `total` bytes over those of these `count` lanes that are free, but not in smaller parts than `stripe`. Where none is free,
+    /// all on the lane of the calling thread.
+    pub(crate) fn spread(total: u64, count: usize, free: impl Fn(usize) -> bool, stripe: u64) -> Self {
+        let count = count.max(1);
+        let home = thread_number() % count;
+        let lanes = (0..count.min(MAX_LANES)).filter(|&n| free(n)).fold(0_u32, |all, n| all | 1 << n);
+        let lanes = if lanes == 0 { 1 << home } else { lanes };
+        let first =
+            (0..count).map(|step| (home + step) % count).find(|n| lanes & 1 << n != 0).unwrap_or(home);
+        let quota = total.div_ceil(u64::from(lanes.count_ones())).max(stripe);
+        Self { lane: first, bytes: 0, quota, lanes }
     }
 
     /// `bytes` on one lane, then the next one's turn.
@@ -54,13 +63,14 @@ impl Share {
         Self { quota: bytes, ..Self::single() }
     }
 
-    /// The lane whose turn it is; to be taken modulo their number.
-    pub(crate) fn turn(&mut self) -> usize {
+    /// Which of `count` lanes has its turn.
+    pub(crate) fn turn(&mut self, count: usize) -> usize {
         if self.bytes >= self.quota {
             self.bytes = 0;
-            self.lane += 1;
+            let later = (1..=count).map(|step| (self.lane + step) % count);
+            self.lane = { later }.find(|n| self.lanes & 1 << n != 0).unwrap_or(self.lane);
         }
-        self.lane
+        self.lane % count
     }
 
     /// So many bytes went on the lane that is `step` places further, because those before had no room.
@@ -82,4 +92,40 @@ fn thread_number() -> usize {
         static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed);
     }
     NUMBER.with(|n| *n)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Which lanes get how many bytes of `slices` slices of 1000.
+    fn parts(mut share: Share, count: usize, slices: usize) -> Vec<u64> {
+        let mut parts = vec![0; count];
+        for _ in 0..slices {
+            parts[share.turn(count)] += 1000;
+            share.used(0, 1000);
+        }
+        parts
+    }
+
+    proptest! {
+        /// A submission goes on free lanes alone, evenly, in parts of at least a stripe; on one lane where none is free.
+        #[test]
+        fn only_free_lanes_get_a_part(count in 1_usize..=MAX_LANES, free: u32, slices in 1_usize..200, stripe in 0_u64..50_000) {
+            let is_free = |n: usize| free & 1 << n != 0;
+            let parts = parts(Share::spread(slices as u64 * 1000, count, is_free, stripe), count, slices);
+            let used: Vec<_> = (0..count).filter(|&n| parts[n] > 0).collect();
+            let open = (0..count).filter(|&n| is_free(n)).count();
+            if open == 0 {
+                prop_assert_eq!(used.len(), 1);
+                return Ok(());
+            }
+            prop_assert!(used.iter().all(|&n| is_free(n)), "{:?} of {:?}", used, free);
+            let quota = (slices as u64 * 1000).div_ceil(open as u64).max(stripe);
+            prop_assert!(parts.iter().all(|&p| p < quota + 1000), "{:?}", parts);
+            prop_assert!(parts.iter().filter(|&&p| p > 0 && p < stripe).count() <= 1, "{:?}", parts);
+        }
+    }
 }

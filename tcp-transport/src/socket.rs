@@ -4,12 +4,16 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::settings::{LocalPath, SocketOptions};
 
 /// Connections that the kernel completes before we accept them.
 const BACKLOG: i32 = 4096;
+/// Unacknowledged bytes on a connection within this host, where no wire has to be kept full: what waits in the buffers should still
+/// be in a core's cache when the other side takes it out (1 to 2 MiB on today's server cores, and the kernel keeps twice this).
+/// Left to itself, the kernel lets several MiB wait, and the bytes are fetched from memory again; see `docs/tcp-measurements.md`.
+const SEND_BUFFER_WITHIN_HOST: usize = 512 << 10;
 
 /// Binds and listens, without blocking. IPv6 addresses serve IPv6 alone, so that both can share a port.
 pub(crate) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
@@ -49,7 +53,19 @@ pub(crate) fn accepted(stream: TcpStream, options: &SocketOptions) -> io::Result
     let socket = Socket::from(stream);
     apply(&socket, options)?;
     socket.set_nonblocking(true)?;
-    Ok(socket.into())
+    let stream = socket.into();
+    connected(&stream, options);
+    Ok(stream)
+}
+
+/// Sets what depends on where the other end is. To be called once both ends are known.
+pub(crate) fn connected(stream: &TcpStream, options: &SocketOptions) {
+    let (Ok(here), Ok(there)) = (stream.local_addr(), stream.peer_addr()) else { return };
+    let within_host = here.ip() == there.ip() || (here.ip().is_loopback() && there.ip().is_loopback());
+    if within_host && options.send_buffer.is_none() {
+        // Not worth a connection if it fails.
+        let _ = SockRef::from(stream).set_send_buffer_size(SEND_BUFFER_WITHIN_HOST);
+    }
 }
 
 fn apply(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
@@ -91,8 +107,6 @@ fn apply(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)] // tests
 mod tests {
-    use socket2::SockRef;
-
     use super::*;
 
     fn options() -> SocketOptions {
@@ -146,6 +160,27 @@ mod tests {
         let plain = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
         assert_eq!(SockRef::from(&made).tcp_congestion().unwrap(), plain.tcp_congestion().unwrap());
         assert_eq!(SockRef::from(&made).tos_v4().unwrap(), 0);
+    }
+
+    /// What waits between two processes of one host stays small, on both ends, unless it is set or the other end is elsewhere.
+    #[test]
+    fn the_send_buffer_within_a_host_is_bounded() {
+        for ip in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = listen(ip.parse().unwrap()).unwrap();
+            listener.set_nonblocking(false).unwrap();
+            for set in [None, Some(90_000)] {
+                let options = SocketOptions { send_buffer: set, ..SocketOptions::default() };
+                let made = dial(listener.local_addr().unwrap(), &LocalPath::default(), &options).unwrap();
+                let taken = accepted(listener.accept().unwrap().0, &options).unwrap();
+                connected(&made, &options);
+                // The kernel keeps twice what it was asked for, and may have been told to give less.
+                let most: usize =
+                    std::fs::read_to_string("/proc/sys/net/core/wmem_max").unwrap().trim().parse().unwrap();
+                let want = 2 * set.unwrap_or(SEND_BUFFER_WITHIN_HOST).min(most);
+                assert_eq!(SockRef::from(&made).send_buffer_size().unwrap(), want);
+                assert_eq!(SockRef::from(&taken).send_buffer_size().unwrap(), want);
+            }
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::region::Access;
 use crate::request::{Batch, Op, Range, Stored};
 use crate::seam;
 use crate::service::Service;
-use crate::share::{Share, Touched};
+use crate::share::Touched;
 use crate::slice::{Cursor, LocalUse, Slice, cut};
 use crate::wire::{Kind, MAX_RANGES};
 
@@ -83,12 +83,11 @@ pub(crate) fn submit(context: &Arc<Context>, batch: &mut Batch) -> Result<BatchH
         {
             let inner: &PeerInner = &peer.inner;
             let mut locked = inner.state();
-            let lanes = PeerInner::lane_count(&locked);
             let stripe = match PeerInner::is_host(&locked) {
                 true => context.settings.stripe_bytes.min(HOST_STRIPE),
                 false => context.settings.stripe_bytes,
             };
-            let mut share = Share::spread(total, lanes, stripe);
+            let mut share = PeerInner::spread(&locked, total, stripe);
             for (index, stored) in batch.requests.iter().enumerate().skip(at).take(run) {
                 // The request cannot end before this one has: the last of its slices gets it.
                 let mut first = state.first_ticket(index);
