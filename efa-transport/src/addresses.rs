@@ -5,7 +5,7 @@ use std::sync::Arc;
 use fabric_safe::Address;
 
 use crate::descriptor::NicEntry;
-use crate::lane::{Lane, LaneState, Work};
+use crate::lane::{Lane, LaneState};
 use crate::peer::Peer;
 use crate::sync::lock;
 
@@ -72,19 +72,13 @@ impl Lane {
 /// has ended, so operations in flight are safe.
 #[cold]
 pub(crate) fn evict(state: &mut LaneState, keep: usize) {
-    let in_use: Vec<usize> = state
-        .queue
-        .flying()
-        .map(|(_, work)| match work {
-            Work::Slice(slice) => slice.request().peer.id.slot as usize,
-            Work::Probe(probe) => probe.peer.id.slot as usize,
-        })
-        .collect();
     let oldest = state
         .peers
         .iter()
         .enumerate()
-        .filter(|(slot, peer)| *slot != keep && peer.nics.is_some() && !in_use.contains(slot))
+        .filter(|(slot, peer)| {
+            *slot != keep && peer.nics.is_some() && state.queue.in_flight_of(*slot as u32) == 0
+        })
         .min_by_key(|(_, peer)| peer.last_used)
         .map(|(slot, _)| slot);
     if let Some(slot) = oldest {

@@ -1,18 +1,18 @@
 //! Following a submitted batch to its end.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::core::Core;
 use crate::error::Error;
-use crate::peer::{Peer, PeerTable};
-use crate::request::Op;
-use crate::slice::Slice;
+use crate::lot::Stray;
+use crate::peer::{Peer, PeerId, PeerTable, Peers};
 use crate::sync::{lock, nanos};
 
 /// How one request of a batch stands.
@@ -28,77 +28,71 @@ pub enum Status {
 
 const RUNNING: u8 = 0;
 const DONE: u8 = 1;
-const FAILING: u8 = 2;
-const FAILED: u8 = 3;
+const FAILED: u8 = 2;
 
-/// A request on its way. What the slices need to know is fixed before they exist.
-pub(crate) struct RequestState {
-    pub(crate) op: Op,
+/// A peer as it was when the batch was submitted; its requests share it.
+pub(crate) struct Party {
     pub(crate) peer: Arc<Peer>,
     pub(crate) table: Arc<PeerTable>,
-    pub(crate) immediate: Option<u32>,
-    /// As the clock of the transport reckons.
-    pub(crate) deadline: u64,
-    pub(crate) limit: Duration,
-    /// Slices that have not ended well, and one more while slices are still being made.
+}
+
+/// A request on its way. Small: what only few of them have is [`Rare`].
+pub(crate) struct RequestState {
+    /// Slices that have not ended well.
     remaining: AtomicU32,
+    /// Which of the batch.
+    pub(crate) party: u32,
+    pub(crate) immediate: Option<u32>,
     state: AtomicU8,
-    error: OnceLock<Error>,
-    /// What the latest failed attempt said.
-    last_error: Mutex<Option<String>>,
-    /// The slice that carries the immediate, which starts when all others have ended well.
-    gate: Mutex<Option<Slice>>,
 }
 
 impl RequestState {
-    pub(crate) fn new(
-        op: Op,
-        peer: Arc<Peer>,
-        table: Arc<PeerTable>,
-        immediate: Option<u32>,
-        deadline: u64,
-        limit: Duration,
-    ) -> Self {
-        Self {
-            op,
-            peer,
-            table,
-            immediate,
-            deadline,
-            limit,
-            remaining: AtomicU32::new(1),
-            state: AtomicU8::new(RUNNING),
-            error: OnceLock::new(),
-            last_error: Mutex::new(None),
-            gate: Mutex::new(None),
-        }
+    pub(crate) const fn new(party: u32, immediate: Option<u32>) -> Self {
+        Self { remaining: AtomicU32::new(1), party, immediate, state: AtomicU8::new(RUNNING) }
     }
 
     #[inline]
     pub(crate) fn has_ended(&self) -> bool {
         self.state.load(Ordering::Acquire) != RUNNING
     }
+}
 
-    pub(crate) fn note(&self, error: &str) {
-        *lock(&self.last_error) = Some(error.to_owned());
-    }
+/// What a request has that fails, or that carries an immediate.
+#[derive(Default)]
+struct Rare {
+    error: Option<Error>,
+    /// What the latest failed attempt said.
+    last_error: Option<String>,
+    /// The slice that carries the immediate, which starts when all others have ended well.
+    gate: Option<Stray>,
+}
 
-    pub(crate) fn set_gate(&self, slice: Slice) {
-        *lock(&self.gate) = Some(slice);
-    }
+/// What has become of a request when some of its slices have ended well.
+pub(crate) enum Part {
+    /// Others are still under way.
+    Running,
+    /// It has ended; whoever is told counts it with [`BatchState::requests_ended`].
+    Ended,
+    /// The slice with the immediate may start now.
+    Gate(Stray),
 }
 
 /// What the slices of a batch share. Pooled by the transport.
 pub(crate) struct BatchState {
     pub(crate) requests: Vec<RequestState>,
-    /// Of all its requests, as the clock of the transport reckons.
-    deadline: u64,
+    pub(crate) parties: Vec<Party>,
+    /// Of all its requests, as the clock of the transport reckons; and the time from submission to it.
+    pub(crate) deadline: u64,
+    limit: Duration,
     inner: Mutex<Inner>,
     changed: Condvar,
+    rare: Mutex<HashMap<u32, Rare>>,
     /// Requests that have not ended.
     running: AtomicUsize,
+    /// Requests that have failed.
+    failed: AtomicUsize,
     /// Slices that exist: queued, or possibly still touching memory here or at the peer.
-    pub(crate) alive: AtomicUsize,
+    alive: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -111,81 +105,149 @@ impl BatchState {
     pub(crate) fn new() -> Self {
         Self {
             requests: Vec::new(),
+            parties: Vec::new(),
             deadline: 0,
+            limit: Duration::ZERO,
             inner: Mutex::default(),
             changed: Condvar::new(),
+            rare: Mutex::default(),
             running: AtomicUsize::new(0),
+            failed: AtomicUsize::new(0),
             alive: AtomicUsize::new(0),
         }
     }
 
-    /// Empties a state that nobody else holds, and fills it with requests.
-    pub(crate) fn fill(&mut self, requests: impl Iterator<Item = RequestState>) {
-        self.requests.clear();
-        self.requests.extend(requests);
-        self.deadline = self.requests.first().map_or(0, |request| request.deadline);
+    /// Empties a state that nobody else holds, and fills it with requests: the peer of each, and its immediate.
+    pub(crate) fn fill(
+        &mut self,
+        (deadline, limit): (u64, Duration),
+        requests: impl Iterator<Item = (PeerId, Option<u32>)>,
+        peers: &Peers,
+    ) -> Result<(), Error> {
+        self.clear();
+        let mut latest = None;
+        for (id, immediate) in requests {
+            if latest != Some(id) {
+                let peer = Arc::clone(peers.get(id)?);
+                let table = peer.table();
+                self.parties.push(Party { peer, table });
+                latest = Some(id);
+            }
+            self.requests.push(RequestState::new((self.parties.len() - 1) as u32, immediate));
+        }
+        (self.deadline, self.limit) = (deadline, limit);
         *self.running.get_mut() = self.requests.len();
+        *self.failed.get_mut() = 0;
         *self.alive.get_mut() = 0;
-        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        inner.waker = None;
+        self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).waker = None;
+        Ok(())
     }
 
     /// Lets go of peers.
     pub(crate) fn clear(&mut self) {
         self.requests.clear();
+        self.parties.clear();
+        self.rare.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Counts the slices that have been made of a request, before any of them starts. (Of those that ended while they were
-    /// being made the count is below zero until then, and wraps.)
-    pub(crate) fn add_slices(&self, index: u32, count: u32) {
-        let Some(request) = self.requests.get(index as usize) else { return };
-        request.remaining.fetch_add(count, Ordering::Relaxed);
-        self.alive.fetch_add(count as usize, Ordering::Relaxed);
-        request.peer.alive.fetch_add(count as usize, Ordering::Relaxed);
+    #[inline]
+    pub(crate) fn request_has_ended(&self, index: u32) -> bool {
+        self.requests.get(index as usize).is_none_or(RequestState::has_ended)
     }
 
-    /// One part of a request has ended well; if it was the last one but the gate, the gate's slice comes back to be started.
-    pub(crate) fn part_done(&self, index: u32) -> Option<Slice> {
-        let request = self.requests.get(index as usize)?;
-        match request.remaining.fetch_sub(1, Ordering::AcqRel) {
-            1 => {
-                if request.state.compare_exchange(RUNNING, DONE, Ordering::AcqRel, Ordering::Acquire).is_ok()
-                {
-                    self.one_less();
-                }
-                None
-            }
-            2 => lock(&request.gate).take(),
-            _ => None,
+    pub(crate) fn party_of(&self, index: u32) -> &Party {
+        &self.parties[self.requests[index as usize].party as usize]
+    }
+
+    /// Says how many slices a request has, before the first of them starts.
+    pub(crate) fn set_slices(&self, index: u32, count: u32) {
+        if let Some(request) = self.requests.get(index as usize) {
+            request.remaining.store(count, Ordering::Relaxed);
         }
+    }
+
+    /// Counts slices to one peer, before the first of them starts. (Of those that ended while they were being made the count is
+    /// below zero until then, and wraps.)
+    pub(crate) fn add_slices(&self, party: u32, count: usize) {
+        self.alive.fetch_add(count, Ordering::Relaxed);
+        self.parties[party as usize].peer.alive.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Keeps the slice with the immediate until all others of its request have ended well.
+    pub(crate) fn set_gate(&self, index: u32, gate: Stray) {
+        lock(&self.rare).entry(index).or_default().gate = Some(gate);
+    }
+
+    /// Keeps what a failed attempt said.
+    pub(crate) fn note(&self, index: u32, error: &str) {
+        lock(&self.rare).entry(index).or_default().last_error = Some(error.to_owned());
+    }
+
+    /// So many slices of a request have ended well.
+    #[inline]
+    pub(crate) fn slices_done(&self, index: u32, count: u32) -> Part {
+        let Some(request) = self.requests.get(index as usize) else { return Part::Running };
+        // Each slice is counted down once, by whoever ends it: if there are no others, nobody else changes the count.
+        let remaining = if request.remaining.load(Ordering::Acquire) == count {
+            count
+        } else {
+            request.remaining.fetch_sub(count, Ordering::AcqRel)
+        };
+        if remaining == count {
+            let ended =
+                request.state.compare_exchange(RUNNING, DONE, Ordering::AcqRel, Ordering::Acquire).is_ok();
+            return if ended { Part::Ended } else { Part::Running };
+        }
+        if remaining == count + 1 && request.immediate.is_some() {
+            let gate = lock(&self.rare).get_mut(&index).and_then(|rare| rare.gate.take());
+            return gate.map_or(Part::Running, Part::Gate);
+        }
+        Part::Running
     }
 
     /// Ends a request with an error, unless it has ended.
-    pub(crate) fn fail(&self, index: u32, error: impl FnOnce(&RequestState) -> Error) -> bool {
+    pub(crate) fn fail(&self, index: u32, error: impl FnOnce(&Party) -> Error) -> bool {
+        self.fail_with(index, |party, _| error(party))
+    }
+
+    #[cold]
+    fn fail_with(&self, index: u32, error: impl FnOnce(&Party, Option<&str>) -> Error) -> bool {
         let Some(request) = self.requests.get(index as usize) else { return false };
-        if request.state.compare_exchange(RUNNING, FAILING, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        if request.has_ended() {
             return false;
         }
-        let _ = request.error.set(error(request));
-        request.state.store(FAILED, Ordering::Release);
-        let gate = lock(&request.gate).take();
+        let gate = {
+            let mut all = lock(&self.rare);
+            // Under the lock: whoever sees that it has failed, and then takes the lock, finds the error.
+            if request.state.compare_exchange(RUNNING, FAILED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+                return false;
+            }
+            let rare = all.entry(index).or_default();
+            let party = &self.parties[request.party as usize];
+            rare.error = Some(error(party, rare.last_error.as_deref()));
+            rare.gate.take()
+        };
+        self.failed.fetch_add(1, Ordering::AcqRel);
         // Before the slice goes: its end looks at the request, which has ended by now.
-        self.one_less();
+        self.requests_ended(1);
         drop(gate);
         true
     }
 
-    fn one_less(&self) {
-        if self.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+    /// So many requests have ended.
+    #[inline]
+    pub(crate) fn requests_ended(&self, count: usize) {
+        if self.running.fetch_sub(count, Ordering::AcqRel) == count {
             self.wake();
         }
     }
 
-    pub(crate) fn slice_gone(&self, index: u32) {
-        if let Some(request) = self.requests.get(index as usize) {
-            request.peer.alive.fetch_sub(1, Ordering::Release);
-        }
-        if self.alive.fetch_sub(1, Ordering::AcqRel) == 1 && self.has_ended() {
+    /// So many slices to one peer are over.
+    #[inline]
+    pub(crate) fn slices_gone(&self, party: u32, count: u32) {
+        let count = count as usize;
+        self.parties[party as usize].peer.alive.fetch_sub(count, Ordering::Release);
+        if self.alive.fetch_sub(count, Ordering::AcqRel) == count && self.has_ended() {
             self.wake();
         }
     }
@@ -216,29 +278,27 @@ impl BatchState {
             return false;
         }
         let mut any = false;
-        for (index, request) in self.requests.iter().enumerate() {
-            if !request.has_ended() {
-                any |= self.fail(index as u32, |request| Error::Timeout {
-                    peer: request.peer.name.clone(),
-                    limit: request.limit,
-                    last: lock(&request.last_error).clone(),
-                });
-            }
+        for index in 0..self.requests.len() {
+            any |= self.fail_with(index as u32, |party, last_error| Error::Timeout {
+                peer: party.peer.name.clone(),
+                limit: self.limit,
+                last: last_error.map(str::to_owned),
+            });
         }
         any
     }
 
     /// Peers from which nothing has been heard for as long as a request to them that has just run out of time had.
     pub(crate) fn silent_peers(&self) -> Vec<Arc<Peer>> {
-        let silent = |request: &&RequestState| {
-            let began = request.deadline.saturating_sub(nanos(request.limit));
-            matches!(request.error.get(), Some(Error::Timeout { .. }))
-                && request.peer.last_success.load(Ordering::Relaxed) < began
-        };
+        let began = self.deadline.saturating_sub(nanos(self.limit));
         let mut peers: Vec<Arc<Peer>> = Vec::new();
-        for request in self.requests.iter().filter(silent) {
-            if !peers.iter().any(|peer| Arc::ptr_eq(peer, &request.peer)) {
-                peers.push(Arc::clone(&request.peer));
+        for (&index, rare) in lock(&self.rare).iter() {
+            let peer = &self.party_of(index).peer;
+            if matches!(rare.error, Some(Error::Timeout { .. }))
+                && peer.last_success.load(Ordering::Relaxed) < began
+                && !peers.iter().any(|other| Arc::ptr_eq(other, peer))
+            {
+                peers.push(Arc::clone(peer));
             }
         }
         peers
@@ -267,17 +327,28 @@ impl BatchState {
     }
 
     fn result(&self) -> Result<(), Error> {
-        let mut failed = self.requests.iter().enumerate().filter_map(|(i, r)| r.error.get().map(|e| (i, e)));
-        match failed.next() {
+        let failed = self.failed.load(Ordering::Acquire);
+        if failed == 0 {
+            return Ok(());
+        }
+        let rare = lock(&self.rare);
+        let first = rare.iter().filter_map(|(&index, rare)| Some((index, rare.error.as_ref()?)));
+        match first.min_by_key(|(index, _)| *index) {
             None => Ok(()),
             Some((_, error)) if self.requests.len() == 1 => Err(error.clone()),
             Some((index, error)) => Err(Error::Batch {
-                failed: 1 + failed.count(),
+                failed,
                 total: self.requests.len(),
-                index,
+                index: index as usize,
                 source: Box::new(error.clone()),
             }),
         }
+    }
+
+    /// Why a request has failed.
+    fn error(&self, index: usize) -> Error {
+        let rare = lock(&self.rare);
+        rare.get(&(index as u32)).and_then(|rare| rare.error.clone()).unwrap_or(Error::Cancelled)
     }
 }
 
@@ -332,7 +403,7 @@ impl BatchHandle {
             None => Status::Failed(Error::Request(format!("the batch has no request {index}"))),
             Some(request) => match request.state.load(Ordering::Acquire) {
                 DONE => Status::Done,
-                FAILED => Status::Failed(request.error.get().cloned().unwrap_or(Error::Cancelled)),
+                FAILED => Status::Failed(self.state.error(index)),
                 _ => {
                     // Whoever only asks leaves the driving to the progress thread.
                     self.core.wake_progress();
@@ -400,7 +471,7 @@ impl Drop for BatchHandle {
 impl BatchState {
     /// Requests that ended well, and that failed. Each state is asked once.
     pub(crate) fn tally(&self) -> (u64, u64) {
-        let failed = self.requests.iter().filter(|r| r.error.get().is_some()).count() as u64;
+        let failed = self.failed.load(Ordering::Acquire) as u64;
         (self.requests.len() as u64 - failed, failed)
     }
 }

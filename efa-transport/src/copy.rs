@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::batch::BatchState;
+use crate::batch::{BatchState, Part};
 use crate::core::Core;
 use crate::error::Error;
 use crate::region::{Access, RegionInner};
@@ -19,7 +19,6 @@ impl Core {
         stored: &crate::request::Stored,
         batch: &Batch,
     ) {
-        let request = &state.requests[index as usize];
         let regions: Vec<Arc<RegionInner>> =
             lock(&self.regions).iter().filter_map(|(_, region)| region.upgrade()).collect();
         let right = match stored.op {
@@ -59,7 +58,7 @@ impl Core {
             let (Hole::Local(stretch) | Hole::Remote(stretch)) = hole;
             let wanted = stored.op.wanted();
             problem.get_or_insert_with(|| Error::NotRegistered {
-                peer: request.peer.name.clone(),
+                peer: state.party_of(index).peer.name.clone(),
                 addr: stretch.at,
                 len: stretch.len,
                 wanted,
@@ -73,7 +72,9 @@ impl Core {
                 if let Some(immediate) = stored.immediate {
                     self.arrivals.arrived(immediate);
                 }
-                state.part_done(index);
+                if matches!(state.slices_done(index, 1), Part::Ended) {
+                    state.requests_ended(1);
+                }
             }
         }
     }

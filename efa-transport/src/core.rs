@@ -14,13 +14,13 @@ use crate::error::Error;
 use crate::events::{Arrivals, Event, Events};
 use crate::gauges::TransportGauges;
 use crate::lane::Lane;
+use crate::lot::Stray;
 use crate::peer::{Added, PeerId, PeerState, Peers};
 use crate::progress::Parking;
 use crate::provider::Rejected;
 use crate::region::RegionInner;
 use crate::route::Staging;
 use crate::scheduler::rail::partners;
-use crate::slice::Slice;
 use crate::submit::Watched;
 use crate::sync::{Clock, lock};
 use crate::trace::Trace;
@@ -45,11 +45,11 @@ pub(crate) struct Core {
     pub(crate) watched: Mutex<Watched>,
     pub(crate) spare: Mutex<Vec<Arc<BatchState>>>,
     pub(crate) staging: Mutex<Vec<Staging>>,
-    /// Emptied lists of slices to be started.
     /// Peers' cards have refused ours as strangers.
     pub(crate) every_rail: AtomicBool,
-    pub(crate) outcomes: Mutex<Vec<Vec<Slice>>>,
-    pub(crate) retries: Mutex<Vec<(u64, Slice)>>,
+    /// Emptied lists of slices to be started.
+    pub(crate) outcomes: Mutex<Vec<Vec<Stray>>>,
+    pub(crate) retries: Mutex<Vec<(u64, Stray)>>,
     pub(crate) retry_count: AtomicUsize,
     pub(crate) drivers: AtomicUsize,
     pub(crate) parking: Parking,
@@ -86,7 +86,7 @@ impl Core {
             })
             .min()
             .unwrap_or(1 << 30)
-            .min(1 << 30);
+            .min(crate::slice::LONGEST);
         Ok(Self {
             config,
             clock: Clock::start(),

@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::Event;
-use crate::lane::{Lane, Outcome, Work};
+use crate::lane::{Lane, Outcome};
+use crate::lot::{Cargo, Lot, Stray, Taken};
 use crate::peer::Peer;
 use crate::scheduler::health::Change;
 use crate::scheduler::retry::{Decision, Failure, decide};
-use crate::slice::Slice;
 use crate::submit::Watched;
 use crate::sync::{lock, nanos};
 use crate::warmup::Probe;
@@ -22,11 +22,11 @@ impl Core {
     /// Deals with what left a lane.
     pub(crate) fn settle(&self, lane: &Lane, mut outcome: Outcome) {
         let now = self.clock.now();
-        for slice in outcome.started.drain(..) {
-            self.route(slice, now);
+        for gate in outcome.started.drain(..) {
+            self.route(gate, now);
         }
-        for (slice, failure, why) in outcome.failed.drain(..) {
-            self.failed(slice, failure, &why, now);
+        for (stray, failure, why) in outcome.failed.drain(..) {
+            self.failed(stray, failure, &why, now);
         }
         if let Some(why) = outcome.broken.take() {
             self.broken(lane, &why);
@@ -40,50 +40,49 @@ impl Core {
     }
 
     #[cold]
-    pub(crate) fn failed(&self, slice: Slice, failure: Failure, why: &str, now: u64) {
-        let request = slice.request();
-        let peer = Arc::clone(&request.peer);
+    pub(crate) fn failed(&self, stray: Stray, failure: Failure, why: &str, now: u64) {
+        let (peer, table) = (Arc::clone(stray.lot.peer()), Arc::clone(stray.lot.table()));
         peer.counters.failures.fetch_add(1, Ordering::Relaxed);
-        if slice.has_ended() {
+        if stray.has_ended() {
             return;
         }
-        let rail = self.rail(&slice);
-        request.note(&format!("over {rail}: {why}"));
-        tracing::debug!(peer = %peer.name, %rail, ?failure, why, attempts = slice.attempts, "an attempt failed");
-        let local = slice.local_nic as usize;
+        let rail = self.rail(&stray);
+        stray.lot.batch.note(stray.slice.request, &format!("over {rail}: {why}"));
+        tracing::debug!(peer = %peer.name, %rail, ?failure, why, attempts = stray.lot.attempts, "an attempt failed");
+        let local = stray.lot.local_nic as usize;
         if matches!(failure, Failure::Rail)
             && let Some(lane) = self.lanes.get(local)
         {
             self.note_nic_failure(lane, now);
         }
-        if peer.table().epoch != request.table.epoch {
+        if peer.table().epoch != table.epoch {
             let why = "it has restarted".to_owned();
-            slice.fail(|r| Error::PeerStale { peer: r.peer.name.clone(), why });
+            stray.fail(|party| Error::PeerStale { peer: party.peer.name.clone(), why });
             return;
         }
-        if slice.gate && slice.attempts > 0 && failure != Failure::Aborted && request.immediate.is_some() {
+        if stray.lot.gate && stray.lot.attempts > 0 && failure != Failure::Aborted {
             // Whether the immediate got through is unknown, and it must not be counted twice.
             let why = format!("{why}; the immediate may or may not have arrived");
-            let attempts = u32::from(slice.attempts);
-            slice.fail(|r| Error::Failed { peer: r.peer.name.clone(), rail, attempts, why });
+            let attempts = u32::from(stray.lot.attempts);
+            stray.fail(|party| Error::Failed { peer: party.peer.name.clone(), rail, attempts, why });
             return;
         }
-        let attempts = u32::from(slice.attempts);
+        let attempts = u32::from(stray.lot.attempts);
         let others = if failure == Failure::Peer {
-            peer.health().nic_failed(slice.remote_nic as usize, now);
-            slice.remotes() & !peer.health().avoid(now) != 0
+            peer.health().nic_failed(stray.lot.remote_nic as usize, now);
+            stray.lot.remotes() & !peer.health().avoid(now) != 0
         } else {
-            slice.locals().count_ones() > 1 || slice.remotes().count_ones() > 1
+            stray.lot.locals().count_ones() > 1 || stray.lot.remotes().count_ones() > 1
         };
-        match decide(failure, attempts, self.config.retries, others, now, request.deadline) {
+        match decide(failure, attempts, self.config.retries, others, now, stray.lot.batch.deadline) {
             Decision::Retry { at } => {
                 self.retried.fetch_add(1, Ordering::Relaxed);
                 metrics::counter!("weft_efa_retries_total").increment(1);
                 peer.counters.retries.fetch_add(1, Ordering::Relaxed);
                 if at <= now {
-                    self.route(slice, now);
+                    self.route(stray, now);
                 } else {
-                    lock(&self.retries).push((at, slice));
+                    lock(&self.retries).push((at, stray));
                     self.retry_count.fetch_add(1, Ordering::AcqRel);
                 }
             }
@@ -92,38 +91,44 @@ impl Core {
                 match failure {
                     Failure::Key => {
                         // Memory that the peer has taken back since, as its newer descriptor says, makes that one no worse.
-                        if Arc::ptr_eq(&peer.table(), &request.table) && peer.set_stale() {
+                        if Arc::ptr_eq(&peer.table(), &table) && peer.set_stale() {
                             self.events.push(Event::PeerStale { peer: peer.id, name: peer.name.clone() });
                         }
-                        slice.fail(|r| Error::PeerStale { peer: r.peer.name.clone(), why });
+                        stray.fail(|party| Error::PeerStale { peer: party.peer.name.clone(), why });
                     }
                     Failure::Stranger => {
                         if !self.every_rail.swap(true, Ordering::Relaxed) {
                             self.changed();
                         }
-                        if Arc::ptr_eq(&peer.table(), &request.table) && peer.set_stale() {
+                        if Arc::ptr_eq(&peer.table(), &table) && peer.set_stale() {
                             self.events.push(Event::PeerStale { peer: peer.id, name: peer.name.clone() });
                         }
-                        slice.fail(|r| Error::PeerStale {
-                            peer: r.peer.name.clone(),
+                        stray.fail(|party| Error::PeerStale {
+                            peer: party.peer.name.clone(),
                             why: format!("{why}; it wants our descriptor"),
                         });
                     }
                     Failure::Peer => {
                         self.note_peer_failure(&peer, now);
-                        slice.fail(|r| Error::PeerDown { peer: r.peer.name.clone(), why });
+                        stray.fail(|party| Error::PeerDown { peer: party.peer.name.clone(), why });
                     }
                     _ => {
-                        slice.fail(|r| Error::Failed { peer: r.peer.name.clone(), rail, attempts, why });
+                        stray.fail(|party| Error::Failed {
+                            peer: party.peer.name.clone(),
+                            rail,
+                            attempts,
+                            why,
+                        });
                     }
                 }
             }
         }
     }
 
-    pub(crate) fn rail(&self, slice: &Slice) -> String {
-        let local = self.lanes.get(slice.local_nic as usize).map_or("?", |lane| &lane.nic.name);
-        let remote = slice.request().table.nics.get(slice.remote_nic as usize).map_or("?", |nic| &nic.name);
+    pub(crate) fn rail(&self, stray: &Stray) -> String {
+        let Lot { local_nic, remote_nic, .. } = stray.lot;
+        let local = self.lanes.get(local_nic as usize).map_or("?", |lane| &lane.nic.name);
+        let remote = stray.lot.table().nics.get(remote_nic as usize).map_or("?", |nic| &nic.name);
         format!("{local} to {remote}")
     }
 
@@ -177,16 +182,16 @@ impl Core {
 
     pub(crate) fn pump_retries(&self, now: u64) {
         loop {
-            let slice = {
+            let stray = {
                 let mut retries = lock(&self.retries);
-                let Some(at) = retries.iter().position(|(at, slice)| *at <= now || slice.has_ended()) else {
+                let Some(at) = retries.iter().position(|(at, stray)| *at <= now || stray.has_ended()) else {
                     return;
                 };
                 self.retry_count.fetch_sub(1, Ordering::AcqRel);
                 retries.swap_remove(at).1
             };
-            if !slice.has_ended() {
-                self.route(slice, now);
+            if !stray.has_ended() {
+                self.route(stray, now);
             }
         }
     }
@@ -211,23 +216,17 @@ impl Core {
             }
             Err(error) => {
                 tracing::error!(nic = %lane.nic.name, %error, "cannot be opened again");
-                let mut stranded = Vec::new();
-                {
-                    let mut state = lock(&lane.state);
-                    state.queue.set_closed(true);
-                    state.queue.take_waiting(u64::MAX, |_| true, |_, _, work| stranded.push(work));
-                }
+                lock(&lane.state).queue.set_closed(true);
+                let stranded = lane.take_waiting(|_, _| true);
                 // Far beyond every back-off; it is tried again with the next look at what is stuck.
                 lane.aside_until.store(u64::MAX, Ordering::Relaxed);
                 lane.flushed.store(true, Ordering::Relaxed);
                 self.events.push(Event::NicDown { nic: lane.nic.name.clone() });
                 let now = self.clock.now();
-                for work in stranded {
-                    lane.let_go(work.len());
-                    if let Work::Slice(mut slice) = work {
-                        slice.attempts += 1;
-                        slice.local_nic = lane.index as u8;
-                        self.failed(slice, Failure::Aborted, &error.to_string(), now);
+                for taken in stranded {
+                    if let Taken::Stray(mut stray) = taken {
+                        stray.attempted(lane.index);
+                        self.failed(stray, Failure::Aborted, &error.to_string(), now);
                     }
                 }
             }
@@ -236,10 +235,8 @@ impl Core {
 
     /// Drops waiting slices whose request has ended.
     pub(crate) fn sweep(&self) {
-        let mut dropped = Vec::new();
         for lane in &self.lanes {
-            lane.sweep(&mut dropped);
-            dropped.clear();
+            drop(lane.take_waiting(|lots, slice| lots.has_ended(slice)));
         }
         self.pump_retries(self.clock.now());
     }
@@ -292,14 +289,17 @@ impl Core {
                 tracing::warn!(nic = %lane.nic.name, trouble, "the provider reports");
             }
             let Ok(state) = lane.state.try_lock() else { continue };
-            let stuck = state.queue.flying().any(|(_, work)| match work {
-                Work::Slice(slice) => {
-                    let request = slice.request();
-                    request.has_ended()
-                        && now.saturating_sub(request.deadline.max(slice.since)) > patience
-                        && now > request.deadline
+            let stuck = state.queue.flying().any(|(_, slice)| match state.lots.get(slice.lot) {
+                Some(Cargo::Lot(lot)) => {
+                    let deadline = lot.batch.deadline;
+                    lot.batch.request_has_ended(slice.request)
+                        && now.saturating_sub(deadline.max(slice.since)) > patience
+                        && now > deadline
                 }
-                Work::Probe(probe) => probe.is_unattended() && now.saturating_sub(probe.since) > patience,
+                Some(Cargo::Probe(probe)) => {
+                    probe.is_unattended() && now.saturating_sub(probe.since) > patience
+                }
+                None => false,
             });
             drop(state);
             if stuck || lane.flushed.swap(false, Ordering::Relaxed) {

@@ -3,44 +3,39 @@
 //! One lock a lane, held by whoever drives it: a thread that waits, one that submits, or the progress thread. Nothing in here
 //! takes another lane's lock; what has to move to another NIC leaves through [`Outcome`].
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use fabric_safe::{Completion, CompletionBatch, Endpoint, OperationError, OperationKind};
+use fabric_safe::{CompletionBatch, Endpoint, OperationError, OperationKind};
 
 use crate::addresses::PeerAddresses;
 use crate::classify::{classify, is_flushed};
 use crate::config::Config;
 use crate::events::Arrivals;
 use crate::gauges::NicGauges;
+use crate::lot::{Cargo, Lot, Lots, Stray, Taken};
 use crate::nic::Nic;
-use crate::request::Op;
 use crate::scheduler::health::Health;
 use crate::scheduler::queue::{Queue, Token};
 use crate::scheduler::rail::Pace;
 use crate::scheduler::retry::Failure;
 use crate::slice::Slice;
 use crate::sync::lock;
+use crate::tally::Tally;
 use crate::warmup::Probe;
 
 /// Marks the token of a receive; all other tokens are the queue's.
 pub(crate) const RECEIVE: u64 = 1 << 63;
 /// Completions read at a time.
 const COMPLETIONS: usize = 64;
-/// What a NIC does.
-pub(crate) enum Work {
-    Slice(Slice),
-    /// A small read that warms a rail up.
-    Probe(Probe),
-}
-
 /// What has left the lane while it was driven, for whoever drove it to deal with when the lane's lock is open again.
 #[derive(Default)]
 pub(crate) struct Outcome {
     /// Slices whose attempt has ended in an error.
-    pub(crate) failed: Vec<(Slice, Failure, String)>,
+    pub(crate) failed: Vec<(Stray, Failure, String)>,
     /// Slices that may start now: the one with the immediate, when all others are there.
-    pub(crate) started: Vec<Slice>,
+    pub(crate) started: Vec<Stray>,
     /// The completion queue itself has failed.
     pub(crate) broken: Option<String>,
 }
@@ -84,8 +79,11 @@ pub(crate) struct LaneCounters {
 
 pub(crate) struct LaneState {
     pub(crate) endpoint: Arc<Endpoint>,
-    pub(crate) queue: Queue<Work>,
+    pub(crate) queue: Queue<Slice>,
+    pub(crate) lots: Lots,
     completions: CompletionBatch,
+    /// Slices that are being taken over; empty otherwise.
+    pub(crate) taken: Vec<Slice>,
     /// By the peer's slot.
     pub(crate) peers: Vec<PeerAddresses>,
     /// Address vector entries that we hold.
@@ -94,6 +92,26 @@ pub(crate) struct LaneState {
     /// Rotates over remote NICs.
     pub(crate) turn: usize,
 }
+
+impl LaneState {
+    /// Queues the slices of a lot.
+    #[inline]
+    pub(crate) fn admit(&mut self, lot: Lot, slices: impl Iterator<Item = Slice>) {
+        let flow = lot.peer().id.slot;
+        let lot = self.lots.insert(Cargo::Lot(lot));
+        for slice in slices {
+            self.queue.push(flow, slice.len(), slice.of_lot(lot));
+        }
+    }
+
+    /// Queues a probe.
+    pub(crate) fn admit_probe(&mut self, probe: Probe) {
+        let flow = probe.peer.id.slot;
+        let lot = self.lots.insert(Cargo::Probe(probe));
+        self.queue.push(flow, 0, Slice::of_probe().of_lot(lot));
+    }
+}
+
 impl Lane {
     pub(crate) fn new(index: usize, nic: Nic, endpoint: Endpoint, config: &Config) -> Self {
         let depth = config.depth.unwrap_or(usize::MAX).min(endpoint.transmit_depth());
@@ -104,7 +122,9 @@ impl Lane {
             state: Mutex::new(LaneState {
                 endpoint: Arc::new(endpoint),
                 queue: Queue::new(depth, config.window_bytes),
+                lots: Lots::default(),
                 completions: CompletionBatch::new(COMPLETIONS),
+                taken: Vec::new(),
                 peers: Vec::new(),
                 entries: 0,
                 max_entries: config.max_peers.max(1),
@@ -128,10 +148,10 @@ impl Lane {
         len + crate::scheduler::rail::PER_SLICE
     }
 
-    /// Counts a slice before it is pushed, so that the next choice knows of it.
+    /// Counts slices of this [weight](Self::weight) before they are pushed, so that the next choice knows of them.
     #[inline]
-    pub(crate) fn expect(&self, len: u64) {
-        self.load.fetch_add(Self::weight(len), Ordering::Relaxed);
+    pub(crate) fn expect(&self, weight: u64) {
+        self.load.fetch_add(weight, Ordering::Relaxed);
     }
 
     #[inline]
@@ -153,7 +173,7 @@ impl Lane {
 
     /// One reading of the completion queue.
     pub(crate) fn poll(&self, state: &mut LaneState, context: &Context<'_>, outcome: &mut Outcome) -> usize {
-        let LaneState { endpoint, queue, completions, .. } = state;
+        let LaneState { endpoint, queue, lots, completions, .. } = state;
         let completions = match self.nic.queue.poll(completions) {
             Ok(completions) => completions,
             Err(error) => {
@@ -161,100 +181,78 @@ impl Lane {
                 return 0;
             }
         };
-        let mut happened = 0;
+        if completions.is_empty() {
+            return 0;
+        }
+        let mut tally = Tally::new(self, context);
         for completion in completions {
-            happened += 1;
-            self.completed(endpoint, queue, completion, context, outcome);
-        }
-        happened
-    }
-
-    fn completed(
-        &self,
-        endpoint: &Endpoint,
-        queue: &mut Queue<Work>,
-        completion: &Completion,
-        context: &Context<'_>,
-        outcome: &mut Outcome,
-    ) {
-        if completion.kind() == OperationKind::RemoteWrite
-            && let Some(immediate) = completion.immediate()
-        {
-            self.counters.arrivals.fetch_add(1, Ordering::Relaxed);
-            context.arrivals.arrived(immediate as u32);
-        }
-        let Some(token) = completion.token() else { return };
-        if token & RECEIVE != 0 {
-            // Aborted receives belong to an endpoint that is closed; its successor has its own.
-            if completion.result().is_ok() {
-                self.nic.post_receive(endpoint, token & !RECEIVE);
+            if completion.kind() == OperationKind::RemoteWrite
+                && let Some(immediate) = completion.immediate()
+            {
+                self.counters.arrivals.fetch_add(1, Ordering::Relaxed);
+                context.arrivals.arrived(immediate as u32);
             }
-            return;
-        }
-        let Some(work) = queue.end(Token::from_raw(token as u32)) else { return };
-        match (work, completion.result()) {
-            (Work::Slice(slice), Ok(())) => {
-                let request = slice.request();
-                let (lane, peer) = match request.op {
-                    Op::Read => (&self.counters.bytes_read, &request.peer.counters.bytes_read),
-                    Op::Write => (&self.counters.bytes_written, &request.peer.counters.bytes_written),
-                };
-                lane.fetch_add(slice.len, Ordering::Relaxed);
-                peer.fetch_add(slice.len, Ordering::Relaxed);
-                request.peer.counters.slices.fetch_add(1, Ordering::Relaxed);
-                request.peer.last_success.store(context.now, Ordering::Relaxed);
-                self.let_go(slice.len);
-                context.trace(self.index, &slice);
-                if self.aside_until.load(Ordering::Relaxed) != 0 || request.peer.health().is_suspect() {
-                    context.core.recovered(self, &request.peer, slice.remote_nic as usize);
+            let Some(token) = completion.token() else { continue };
+            if token & RECEIVE != 0 {
+                // Aborted receives belong to an endpoint that is closed; its successor has its own.
+                if completion.result().is_ok() {
+                    self.nic.post_receive(endpoint, token & !RECEIVE);
                 }
-                if let Some(next) = slice.done() {
-                    if outcome.started.capacity() == 0 {
-                        outcome.started = context.core.spare_started();
-                    }
-                    outcome.started.push(next);
+                continue;
+            }
+            let Some(slice) = queue.end(Token::from_raw(token as u32)) else { continue };
+            match completion.result() {
+                Ok(()) => tally.count(slice, lots, outcome),
+                Err(error) => {
+                    tally.close(lots, outcome);
+                    self.failed(slice, lots, error, context, outcome);
                 }
             }
-            (Work::Slice(slice), Err(error)) => self.failed(slice, error, outcome),
-            (Work::Probe(probe), Ok(())) => {
-                self.let_go(0);
-                context.core.recovered(self, &probe.peer, probe.remote_nic);
-                probe.ended(None);
-            }
-            (Work::Probe(probe), Err(error)) => {
-                self.let_go(0);
-                let failure = classify(self.nic.info.provider_name(), error);
-                context.core.probe_failed(self, &probe, failure);
-                probe.ended(Some(error.to_string()));
-            }
         }
+        tally.close(lots, outcome);
+        completions.len()
     }
 
     #[cold]
-    fn failed(&self, mut slice: Slice, error: &OperationError, outcome: &mut Outcome) {
-        self.let_go(slice.len);
-        self.counters.errors.fetch_add(1, Ordering::Relaxed);
-        slice.attempts += 1;
+    fn failed(
+        &self,
+        slice: Slice,
+        lots: &mut Lots,
+        error: &OperationError,
+        context: &Context<'_>,
+        outcome: &mut Outcome,
+    ) {
+        self.let_go(slice.len());
         let provider = self.nic.info.provider_name();
         let failure = classify(provider, error);
-        if is_flushed(provider, error) {
-            self.flushed.store(true, Ordering::Relaxed);
+        match lots.take(slice) {
+            Some(Taken::Stray(mut stray)) => {
+                self.counters.errors.fetch_add(1, Ordering::Relaxed);
+                stray.attempted(self.index);
+                if is_flushed(provider, error) {
+                    self.flushed.store(true, Ordering::Relaxed);
+                }
+                outcome.failed.push((stray, failure, error.to_string()));
+            }
+            Some(Taken::Probe(probe)) => {
+                context.core.probe_failed(self, &probe, failure);
+                probe.ended(Some(error.to_string()));
+            }
+            None => {}
         }
-        outcome.failed.push((slice, failure, error.to_string()));
     }
-    /// Takes away waiting slices whose request has ended, and gives them back to be dropped outside the lock.
-    pub(crate) fn sweep(&self, dropped: &mut Vec<Work>) {
-        lock(&self.state).queue.take_waiting(
-            u64::MAX,
-            |work| match work {
-                Work::Slice(slice) => slice.has_ended(),
-                Work::Probe(probe) => probe.is_over(),
-            },
-            |_, _, work| dropped.push(work),
-        );
-        for work in dropped.iter() {
-            self.let_go(work.len());
-        }
+
+    /// Takes away waiting slices for which `which` holds, and gives them back to be dropped outside the lock.
+    pub(crate) fn take_waiting(&self, which: impl Fn(&Lots, &Slice) -> bool) -> Vec<Taken> {
+        let mut state = lock(&self.state);
+        let LaneState { queue, lots, .. } = &mut *state;
+        let mut slices = Vec::new();
+        queue.take_waiting(u64::MAX, |slice| which(lots, slice), |_, _, slice| slices.push(slice));
+        let taken = slices.into_iter().filter_map(|slice| {
+            self.let_go(slice.len());
+            lots.take(slice)
+        });
+        taken.collect()
     }
 
     /// Closes the endpoint, which ends everything in flight, and opens another. For operations that the provider never ends.
@@ -268,36 +266,34 @@ impl Lane {
     }
 }
 
-impl Work {
-    /// Its flow in the queue: the peer's slot.
-    pub(crate) fn flow(&self) -> u32 {
-        match self {
-            Self::Slice(slice) => slice.request().peer.id.slot,
-            Self::Probe(probe) => probe.peer.id.slot,
-        }
-    }
-
-    pub(crate) fn len(&self) -> u64 {
-        match self {
-            Self::Slice(slice) => slice.len,
-            Self::Probe(_) => 0,
-        }
-    }
-}
 /// What driving a lane needs to know from outside.
 pub(crate) struct Context<'a> {
-    pub(crate) now: u64,
+    /// The time, once somebody has asked for it.
+    now: Cell<Option<u64>>,
     pub(crate) lanes: usize,
     pub(crate) doorbell_batching: bool,
     pub(crate) arrivals: &'a Arrivals,
     pub(crate) core: &'a crate::core::Core,
 }
 
-impl Context<'_> {
-    #[inline]
-    fn trace(&self, lane: usize, slice: &Slice) {
-        if let Some(trace) = &self.core.trace {
-            trace.ended(lane, slice, self.core.clock.now());
+impl<'a> Context<'a> {
+    pub(crate) fn new(core: &'a crate::core::Core, now: Option<u64>) -> Self {
+        Self {
+            now: Cell::new(now),
+            lanes: core.lanes.len(),
+            doorbell_batching: core.config.doorbell_batching,
+            arrivals: &core.arrivals,
+            core,
         }
+    }
+
+    /// The time when this was first asked. Most readings of a completion queue find nothing and never ask.
+    #[inline]
+    pub(crate) fn now(&self) -> u64 {
+        self.now.get().unwrap_or_else(|| {
+            let now = self.core.clock.now();
+            self.now.set(Some(now));
+            now
+        })
     }
 }

@@ -34,11 +34,12 @@
 //!
 //! # Where a byte goes
 //!
-//! `request` collects what is asked for. `core` looks up the peer's memory, lets the [`scheduler`] cut each request into
-//! slices that straddle no seam of either side, and gives every slice to a `lane`, the queue of one NIC. Whoever drives a
-//! lane (a thread that waits, or the thread of `progress`) posts slices against credits and reads completions; a slice
-//! that ends is accounted in its `batch`, which the [`BatchHandle`] follows. A slice that fails is `classify`-ed and, once
-//! its attempt has ended, tried again over another rail.
+//! `request` collects what is asked for. `submit` looks up the peer's memory, lets the [`scheduler`] cut each request into
+//! slices that straddle no seam of either side, and gives every slice to a `lane`, the queue of one NIC; slices that have all
+//! but their place in common travel as one `lot`. Whoever drives a lane (a thread that waits, or the thread of `progress`)
+//! `post`s slices against credits and reads completions; those that went well are added up in a `tally` and accounted in their
+//! `batch`, which the [`BatchHandle`] follows. A slice that fails leaves its lane as a stray; it is `classify`-ed and, once its
+//! attempt has ended, tried again over another rail.
 
 #![forbid(unsafe_code)]
 
@@ -66,9 +67,11 @@ mod warmup;
 mod batch;
 mod copy;
 mod core;
+mod lot;
 mod route;
 mod slice;
 mod submit;
+mod tally;
 mod wait;
 
 // One NIC's part of it.

@@ -1,21 +1,25 @@
 //! Posting slices of a lane's queue.
+//!
+//! What the slices of a lot have in common on their way out (the remote NIC and its address, the keys of both ends) is found
+//! once for all of them that are posted in a row: their [`Path`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fabric_safe::{PostError, PostFlags, WriteOptions};
+use fabric_safe::{PostError, PostFlags, Remote, Transmit, WriteOptions};
 
 use crate::addresses::{PeerAddresses, evict};
 use crate::descriptor::NicEntry;
-use crate::lane::{Context, Lane, LaneState, Outcome, Work};
+use crate::lane::{Context, Lane, LaneState, Outcome};
+use crate::lot::{Cargo, Lot, Taken};
 use crate::nic::{PROBE_BYTES, PROBE_LANDING};
 use crate::peer::Peer;
 use crate::request::Op;
-use crate::scheduler::queue::{Queue, Token};
-use crate::scheduler::rail::partner;
+use crate::scheduler::queue::Token;
+use crate::scheduler::rail::{partner, partners};
 use crate::scheduler::retry::Failure;
-use crate::slice::NONE;
+use crate::slice::{NONE, Slice};
 use crate::sync::nanos;
 
 /// How long a peer may take nothing at all before that counts as a failed attempt. Connections over TCP are set up within a
@@ -23,6 +27,35 @@ use crate::sync::nanos;
 const STALL: Duration = Duration::from_millis(1500);
 /// Posts between two looks at the completion queue, so that credits come back while a long queue is posted.
 const POSTS: usize = 128;
+
+/// How the slices of a lot go out: found by [`Lane::find_path`].
+#[derive(Clone, Copy)]
+struct Path {
+    /// Whose it is; no lot's at first.
+    lot: u32,
+    /// Good for the lot's next slice, too: there is one remote NIC, and it is well.
+    steady: bool,
+    /// The peer's place in [`LaneState::peers`].
+    slot: usize,
+    remote_nic: u8,
+    /// The local memory's handle, and where that memory begins.
+    handle: usize,
+    local_base: u64,
+    /// What a remote address is counted from (wrapping), and the key.
+    remote: Remote,
+}
+
+impl Path {
+    const NONE: Self = Self {
+        lot: u32::MAX,
+        steady: false,
+        slot: 0,
+        remote_nic: NONE,
+        handle: 0,
+        local_base: 0,
+        remote: Remote { address: 0, key: 0 },
+    };
+}
 
 impl Lane {
     /// Posts slices in order while there are credits.
@@ -32,26 +65,15 @@ impl Lane {
         }
         let endpoint = Arc::clone(&state.endpoint);
         let Ok(mut transmit) = endpoint.transmit() else { return 0 };
+        let now = context.now();
+        let mut path = Path::NONE;
         let mut posted = 0;
         let mut full = 0;
         while posted < POSTS {
-            let Some(token) = state.queue.next(context.now) else { break };
-            let result = match self.prepare(state, token, context) {
-                Ready::Go(remote_nic, remote) => {
-                    // Only if another one follows for certain: the card is not told of this one before.
-                    let more = context.doorbell_batching && posted + 1 < POSTS && state.queue.has_another();
-                    self.hand_over(state, &mut transmit, token, (remote_nic, remote), more)
-                }
-                Ready::Never => {
-                    // Its request has ended: a slice that nobody waits for.
-                    if let Some(work) = state.queue.end(token) {
-                        self.let_go(work.len());
-                    }
-                    continue;
-                }
-                Ready::Fail(failure, why) => Err(Refused::Fail(failure, why)),
-            };
-            match result {
+            let Some(token) = state.queue.next(now) else { break };
+            // Only if another one follows for certain: the card is not told of this one before.
+            let more = context.doorbell_batching && posted + 1 < POSTS && state.queue.has_another();
+            match self.hand_over(state, &mut transmit, token, &mut path, more, context) {
                 Ok(()) => {
                     state.queue.posted(token);
                     posted += 1;
@@ -59,11 +81,11 @@ impl Lane {
                 }
                 Err(Refused::Again) => {
                     self.counters.again.fetch_add(1, Ordering::Relaxed);
-                    if self.is_stalled(&mut state.queue, token, context) {
+                    if self.is_stalled(state, token, now) {
                         self.give_up(state, token, context, outcome);
                         continue;
                     }
-                    state.queue.again(token, context.now);
+                    state.queue.again(token, now);
                     full += 1;
                     // Two peers in a row that cannot take more: it is the card's queue that is full.
                     if full >= 2 && state.queue.in_flight() > 0 {
@@ -71,20 +93,18 @@ impl Lane {
                     }
                 }
                 Err(Refused::Closed) => {
-                    state.queue.again(token, context.now);
+                    state.queue.again(token, now);
                     break;
                 }
-                Err(Refused::Fail(failure, why)) => match state.queue.end(token) {
-                    Some(Work::Slice(mut slice)) => {
-                        self.let_go(slice.len);
+                // A slice that nobody waits for.
+                Err(Refused::Never) => drop(self.take(state, token)),
+                Err(Refused::Fail(failure, why)) => match self.take(state, token) {
+                    Some(Taken::Stray(mut stray)) => {
                         self.counters.errors.fetch_add(1, Ordering::Relaxed);
-                        slice.attempts += 1;
-                        outcome.failed.push((slice, failure, why));
+                        stray.attempted(self.index);
+                        outcome.failed.push((stray, failure, why));
                     }
-                    Some(Work::Probe(probe)) => {
-                        self.let_go(0);
-                        probe.ended(Some(why));
-                    }
+                    Some(Taken::Probe(probe)) => probe.ended(Some(why)),
                     None => {}
                 },
             }
@@ -93,87 +113,137 @@ impl Lane {
         posted
     }
 
-    /// Whether the provider has had no room for an operation for a long time although nothing else is in flight to that peer. With
-    /// providers over TCP that is the only sign of a peer that is gone, with `efa` of a handshake that has been lost.
-    #[cold]
-    fn is_stalled(&self, queue: &mut Queue<Work>, token: Token, context: &Context<'_>) -> bool {
-        let Some(flow) = queue.get(token).map(Work::flow) else { return false };
-        // The operation itself has a credit.
-        let alone = queue.in_flight_of(flow) == 1;
-        let Some(work) = queue.get_mut(token) else { return false };
-        let since = match work {
-            Work::Slice(slice) => &mut slice.blocked_since,
-            Work::Probe(probe) => &mut probe.blocked_since,
-        };
-        if *since == 0 || !alone {
-            *since = context.now.max(1);
+    /// Gives the operation behind `token` to the provider.
+    #[inline]
+    fn hand_over(
+        &self,
+        state: &mut LaneState,
+        transmit: &mut Transmit<'_>,
+        token: Token,
+        path: &mut Path,
+        more: bool,
+        context: &Context<'_>,
+    ) -> Result<(), Refused> {
+        let lot = state.queue.get(token).ok_or(Refused::Never)?.lot;
+        if path.lot != lot || !path.steady {
+            *path = self.find_path(state, token, lot, context)?;
         }
-        context.now.saturating_sub(*since) > nanos(STALL)
+        let LaneState { queue, lots, peers, .. } = state;
+        let slice = queue.get_mut(token).ok_or(Refused::Never)?;
+        let address = peers
+            .get(path.slot)
+            .and_then(|peer| peer.addresses.get(path.remote_nic as usize)?.as_ref())
+            .ok_or(Refused::Again)?;
+        let lot = match lots.get_mut(lot) {
+            Some(Cargo::Lot(lot)) => lot,
+            Some(Cargo::Probe(probe)) => {
+                let landing = PROBE_LANDING..PROBE_LANDING + PROBE_BYTES;
+                let target = self.nic.probe.slice(landing).map_err(|usage| Refused::operation(&usage))?;
+                return posted(transmit.read(address, target, probe.remote(), token.raw().into()));
+            }
+            None => return Err(Refused::Never),
+        };
+        if lot.batch.request_has_ended(slice.request) {
+            return Err(Refused::Never);
+        }
+        (slice.since, slice.remote_nic) = (context.now(), path.remote_nic);
+        let region = lot.region.handle(path.handle).ok_or_else(|| Refused::no_key("local"))?;
+        let start = slice.local.wrapping_sub(path.local_base) as usize;
+        let local = region
+            .slice(start..start.wrapping_add(slice.len() as usize))
+            .map_err(|usage| Refused::operation(&usage))?;
+        let remote = Remote { address: path.remote.address.wrapping_add(slice.remote), key: path.remote.key };
+        let token = u64::from(token.raw());
+        let result = match lot.op {
+            Op::Write if lot.gate || more => {
+                let immediate = if lot.gate { lot.immediate(slice) } else { None };
+                let flags = if more { PostFlags::MORE } else { PostFlags::empty() };
+                transmit.write_with(address, &[local], remote, WriteOptions { immediate, flags }, token)
+            }
+            Op::Write => transmit.write(address, local, remote, token),
+            Op::Read if more => transmit.read_with(address, &[local], remote, PostFlags::MORE, token),
+            Op::Read => transmit.read(address, local, remote, token),
+        };
+        posted(result)?;
+        lot.blocked_since = 0;
+        Ok(())
     }
 
-    /// Ends the attempt behind `token`, which the provider does not take, and lets go of the address: when it is inserted again,
-    /// the provider begins anew with that peer.
-    #[cold]
-    fn give_up(&self, state: &mut LaneState, token: Token, context: &Context<'_>, outcome: &mut Outcome) {
-        let Some(work) = state.queue.end(token) else { return };
-        self.let_go(work.len());
-        self.counters.errors.fetch_add(1, Ordering::Relaxed);
-        let (flow, remote_nic) = match &work {
-            Work::Slice(slice) => (work.flow(), slice.remote_nic as usize),
-            Work::Probe(probe) => (work.flow(), probe.remote_nic),
-        };
-        if let Some(known) = state.peers.get_mut(flow as usize)
-            && known.addresses.get_mut(remote_nic).and_then(Option::take).is_some()
-        {
-            state.entries -= 1;
-        }
-        let why = format!("it has taken nothing for {STALL:?}");
-        match work {
-            Work::Slice(mut slice) => {
-                slice.attempts += 1;
-                outcome.failed.push((slice, Failure::Peer, why));
-            }
-            Work::Probe(probe) => {
-                context.core.probe_failed(self, &probe, Failure::Peer);
-                probe.ended(Some(why));
-            }
-        }
-    }
-
-    /// The remote NIC and its address for the slice behind `token`.
-    fn prepare(&self, state: &mut LaneState, token: Token, context: &Context<'_>) -> Ready {
-        let LaneState { queue, peers, entries, turn, .. } = state;
-        let (peer, nics, remote_nic): (&Arc<Peer>, &Arc<[NicEntry]>, usize) = match queue.get_mut(token) {
-            None => return Ready::Never,
-            Some(Work::Probe(probe)) => {
+    /// The path of the slice behind `token`, with the remote NIC's address in the vector.
+    fn find_path(
+        &self,
+        state: &mut LaneState,
+        token: Token,
+        lot: u32,
+        context: &Context<'_>,
+    ) -> Result<Path, Refused> {
+        state.turn = state.turn.wrapping_add(1);
+        let now = context.now();
+        let slice = state.queue.get(token).ok_or(Refused::Never)?;
+        let mut path = Path { lot, ..Path::NONE };
+        let (peer, nics) = match state.lots.get_mut(lot).ok_or(Refused::Never)? {
+            Cargo::Probe(probe) => {
                 if probe.is_over() {
-                    return Ready::Never;
+                    return Err(Refused::Never);
                 }
-                probe.since = context.now;
-                (&probe.peer, &probe.nics, probe.remote_nic)
+                probe.since = now;
+                path.remote_nic = probe.remote_nic as u8;
+                (Arc::clone(&probe.peer), Arc::clone(&probe.nics))
             }
-            Some(Work::Slice(slice)) => {
-                if slice.has_ended() {
-                    return Ready::Never;
+            Cargo::Lot(lot) => {
+                if lot.batch.request_has_ended(slice.request) {
+                    return Err(Refused::Never);
                 }
-                let all = slice.remotes();
-                let well = all & !slice.request().peer.health().avoid(context.now);
-                let remotes = if well != 0 { well } else { all };
-                // Not the one that has just failed, if there is another.
-                let avoid =
-                    if slice.attempts > 0 && slice.remote_nic != NONE { 1 << slice.remote_nic } else { 0 };
-                let eligible = if remotes & !avoid != 0 { remotes & !avoid } else { remotes };
-                *turn = turn.wrapping_add(1);
-                let count = slice.request().table.nics.len();
-                let Some(remote) = partner(self.index, context.lanes, count, eligible, *turn) else {
-                    return Ready::Fail(Failure::Operation, "the peer has the memory on no NIC".into());
-                };
-                (slice.remote_nic, slice.local_nic) = (remote as u8, self.index as u8);
-                slice.since = context.now;
-                let request = slice.request();
-                (&request.peer, &request.table.nics, remote)
+                self.find_rail(lot, slice, &mut path, state.turn, context)?;
+                (Arc::clone(lot.peer()), Arc::clone(&lot.table().nics))
             }
         };
+        path.slot = peer.id.slot as usize;
+        self.find_address(state, &peer, &nics, path.remote_nic as usize, now)?;
+        Ok(path)
+    }
+
+    /// The remote NIC, and the keys of both ends.
+    fn find_rail(
+        &self,
+        lot: &Lot,
+        slice: &Slice,
+        path: &mut Path,
+        turn: usize,
+        context: &Context<'_>,
+    ) -> Result<(), Refused> {
+        let (all, count) = (lot.remotes(), lot.table().nics.len());
+        let well = all & !lot.peer().health().avoid(context.now());
+        let remotes = if well != 0 { well } else { all };
+        // Not the one that has just failed, if there is another.
+        let failed = if lot.attempts > 0 && lot.remote_nic != NONE { 1 << lot.remote_nic } else { 0 };
+        let eligible = if remotes & !failed != 0 { remotes & !failed } else { remotes };
+        let Some(remote_nic) = partner(self.index, context.lanes, count, eligible, turn) else {
+            return Err(Refused::Fail(Failure::Operation, "the peer has the memory on no NIC".into()));
+        };
+        path.remote_nic = remote_nic as u8;
+        path.steady = eligible == all && partners(self.index, context.lanes, count).count_ones() == 1;
+        path.handle =
+            lot.region.handle_of(lot.local_chunk, self.index).ok_or_else(|| Refused::no_key("local"))?;
+        let handle = lot.region.handle(path.handle).ok_or_else(|| Refused::no_key("local"))?;
+        path.local_base = handle.address() as u64;
+        // Of address 0: the slices' own are added.
+        path.remote =
+            lot.table().remote(lot.remote_chunk, remote_nic, 0).ok_or_else(|| Refused::no_key("remote"))?;
+        debug_assert!(slice.len() > 0);
+        Ok(())
+    }
+
+    /// Sees to it that the address of a peer's NIC is in the vector.
+    fn find_address(
+        &self,
+        state: &mut LaneState,
+        peer: &Peer,
+        nics: &Arc<[NicEntry]>,
+        remote_nic: usize,
+        now: u64,
+    ) -> Result<(), Refused> {
+        let LaneState { peers, entries, .. } = state;
         let slot = peer.id.slot as usize;
         if peers.len() <= slot {
             peers.resize_with(slot + 1, PeerAddresses::default);
@@ -185,107 +255,120 @@ impl Lane {
             known.addresses.resize(nics.len(), None);
             known.nics = Some(Arc::clone(nics));
         }
-        known.last_used = context.now;
-        let Some(entry) = known.addresses.get_mut(remote_nic) else { return Ready::Never };
+        known.last_used = now;
+        let Some(entry) = known.addresses.get_mut(remote_nic) else { return Err(Refused::Never) };
         if entry.is_none() {
-            match self.nic.insert(&nics[remote_nic].address) {
-                Ok(address) => {
-                    *entry = Some(address);
-                    *entries += 1;
-                }
-                Err(error) => {
-                    let why = format!("the address of NIC {} cannot be used: {error}", nics[remote_nic].name);
-                    return Ready::Fail(Failure::Rail, why);
-                }
-            }
+            let address = self.nic.insert(&nics[remote_nic].address).map_err(|error| {
+                let why = format!("the address of NIC {} cannot be used: {error}", nics[remote_nic].name);
+                Refused::Fail(Failure::Rail, why)
+            })?;
+            *entry = Some(address);
+            *entries += 1;
             if *entries > state.max_entries {
                 evict(state, slot);
             }
         }
-        Ready::Go(slot, remote_nic)
+        Ok(())
     }
 
-    /// Gives the operation to the provider.
-    #[inline]
-    fn hand_over(
-        &self,
-        state: &LaneState,
-        transmit: &mut fabric_safe::Transmit<'_>,
-        token: Token,
-        (slot, remote_nic): (usize, usize),
-        more: bool,
-    ) -> Result<(), Refused> {
-        let address = state.peers.get(slot).and_then(|peer| peer.addresses.get(remote_nic)?.as_ref());
-        let Some(address) = address else { return Err(Refused::Again) };
-        let raw = u64::from(token.raw());
-        let result = match state.queue.get(token) {
-            None => return Err(Refused::Again),
-            Some(Work::Probe(probe)) => {
-                let landing = PROBE_LANDING..PROBE_LANDING + PROBE_BYTES;
-                let target = self.nic.probe.slice(landing).map_err(|usage| Refused::operation(&usage))?;
-                transmit.read(address, target, probe.remote(), raw)
-            }
-            Some(Work::Slice(slice)) => {
-                let request = slice.request();
-                let missing =
-                    |what: &str| Refused::Fail(Failure::Operation, format!("no key of the {what} memory"));
-                let region =
-                    slice.region.mr(slice.local_chunk, self.index).ok_or_else(|| missing("local"))?;
-                let start = (slice.local - region.address() as u64) as usize;
-                let local = region
-                    .slice(start..start + slice.len as usize)
-                    .map_err(|usage| Refused::operation(&usage))?;
-                let remote = request
-                    .table
-                    .remote(slice.remote_chunk, remote_nic, slice.remote)
-                    .ok_or_else(|| missing("remote"))?;
-                let immediate = if slice.gate { request.immediate } else { None };
-                match request.op {
-                    Op::Write if immediate.is_some() || more => {
-                        let flags = if more { PostFlags::MORE } else { PostFlags::empty() };
-                        let options = WriteOptions { immediate: immediate.map(u64::from), flags };
-                        transmit.write_with(address, &[local], remote, options, raw)
-                    }
-                    Op::Write => transmit.write(address, local, remote, raw),
-                    Op::Read if more => transmit.read_with(address, &[local], remote, PostFlags::MORE, raw),
-                    Op::Read => transmit.read(address, local, remote, raw),
-                }
-            }
+    /// Takes the slice behind a token that has not been posted out of the lane.
+    #[cold]
+    fn take(&self, state: &mut LaneState, token: Token) -> Option<Taken> {
+        let slice = state.queue.end(token)?;
+        self.let_go(slice.len());
+        state.lots.take(slice)
+    }
+
+    /// Whether the provider has had no room for an operation for a long time although nothing else is in flight to that peer. With
+    /// providers over TCP that is the only sign of a peer that is gone, with `efa` of a handshake that has been lost.
+    #[cold]
+    fn is_stalled(&self, state: &mut LaneState, token: Token, now: u64) -> bool {
+        let LaneState { queue, lots, .. } = state;
+        let cargo = queue.get(token).and_then(|slice| lots.get_mut(slice.lot));
+        let (flow, since) = match cargo {
+            Some(Cargo::Lot(lot)) => (lot.peer().id.slot, &mut lot.blocked_since),
+            Some(Cargo::Probe(probe)) => (probe.peer.id.slot, &mut probe.blocked_since),
+            None => return false,
         };
-        match result {
-            Ok(_) => Ok(()),
-            Err(PostError::Again) => Err(Refused::Again),
-            Err(PostError::Closed) => Err(Refused::Closed),
-            Err(PostError::Failed(error)) => {
-                let failure = match &*error {
-                    fabric_safe::Error::Usage(_) => Failure::Operation,
-                    _ => Failure::Rail,
-                };
-                Err(Refused::Fail(failure, error.to_string()))
+        // The operation itself has a credit.
+        let alone = queue.in_flight_of(flow) == 1;
+        if *since == 0 || !alone {
+            *since = now.max(1);
+        }
+        now.saturating_sub(*since) > nanos(STALL)
+    }
+
+    /// Ends the attempt behind `token`, which the provider does not take, and lets go of the address: when it is inserted again,
+    /// the provider begins anew with that peer.
+    #[cold]
+    fn give_up(&self, state: &mut LaneState, token: Token, context: &Context<'_>, outcome: &mut Outcome) {
+        let Some(taken) = self.take(state, token) else { return };
+        self.counters.errors.fetch_add(1, Ordering::Relaxed);
+        let (peer, remote_nic) = match &taken {
+            Taken::Stray(stray) => (stray.lot.peer(), stray.slice.remote_nic as usize),
+            Taken::Probe(probe) => (&probe.peer, probe.remote_nic),
+        };
+        if let Some(known) = state.peers.get_mut(peer.id.slot as usize)
+            && known.addresses.get_mut(remote_nic).and_then(Option::take).is_some()
+        {
+            state.entries -= 1;
+        }
+        let why = format!("it has taken nothing for {STALL:?}");
+        match taken {
+            Taken::Stray(mut stray) => {
+                stray.attempted(self.index);
+                outcome.failed.push((stray, Failure::Peer, why));
             }
-            Err(other) => Err(Refused::Fail(Failure::Operation, other.to_string())),
+            Taken::Probe(probe) => {
+                context.core.probe_failed(self, &probe, Failure::Peer);
+                probe.ended(Some(why));
+            }
         }
     }
-}
-
-/// Whether a slice can be posted now.
-enum Ready {
-    /// To this slot's peer, over this remote NIC.
-    Go(usize, usize),
-    /// It is not wanted any more.
-    Never,
-    Fail(Failure, String),
 }
 
 /// Why it was not posted.
 enum Refused {
     Again,
     Closed,
+    /// Its request has ended: it is not wanted any more.
+    Never,
     Fail(Failure, String),
 }
 
 impl Refused {
     fn operation(usage: &fabric_safe::Usage) -> Self {
         Self::Fail(Failure::Operation, usage.to_string())
+    }
+
+    #[cold]
+    fn no_key(what: &str) -> Self {
+        Self::Fail(Failure::Operation, format!("no key of the {what} memory"))
+    }
+}
+
+/// What the provider said.
+#[inline]
+fn posted<T>(result: Result<T, PostError>) -> Result<(), Refused> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(PostError::Again) => Err(Refused::Again),
+        Err(error) => Err(refused(error)),
+    }
+}
+
+#[cold]
+fn refused(error: PostError) -> Refused {
+    match error {
+        PostError::Again => Refused::Again,
+        PostError::Closed => Refused::Closed,
+        PostError::Failed(error) => {
+            let failure = match &*error {
+                fabric_safe::Error::Usage(_) => Failure::Operation,
+                _ => Failure::Rail,
+            };
+            Refused::Fail(failure, error.to_string())
+        }
+        other => Refused::Fail(Failure::Operation, other.to_string()),
     }
 }

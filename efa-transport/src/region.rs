@@ -97,11 +97,15 @@ impl RegionInner {
         Some(Chunk { index: index as u32, before: addr - chunk.start, left })
     }
 
-    /// The memory region of a chunk on a NIC.
-    #[inline]
-    pub(crate) fn mr(&self, chunk: u32, nic: usize) -> Option<&fabric_safe::Region> {
+    /// The number of the handle of a chunk's memory region on a NIC.
+    pub(crate) fn handle_of(&self, chunk: u32, nic: usize) -> Option<usize> {
         let chunk = self.chunks.get(chunk as usize)?;
-        self.handles.get(chunk.first as usize + rank(chunk.nics, nic)?)
+        Some(chunk.first as usize + rank(chunk.nics, nic)?)
+    }
+
+    #[inline]
+    pub(crate) fn handle(&self, number: usize) -> Option<&fabric_safe::Region> {
+        self.handles.get(number)
     }
 
     /// Calls `each` with the parts of a range that lie in one chunk: a region handle, the offset in it, and the part of

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::peer::PeerId;
 use crate::region::{Access, Region, RegionInner};
+use crate::route::Staging;
 
 /// Where the bytes of one side lie, as absolute addresses in that side's address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,6 +167,8 @@ pub struct Batch {
     pub(crate) local: Vec<Range>,
     pub(crate) remote: Vec<Range>,
     pub(crate) deadline: Option<Duration>,
+    /// Kept for its allocations.
+    pub(crate) staging: Staging,
 }
 
 /// A range of absolute addresses.

@@ -1,22 +1,74 @@
 //! Which lane a slice goes to, and moving lanes on.
 
-use std::sync::TryLockError;
+use std::fmt;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, TryLockError};
 
+use crate::batch::{BatchState, Party};
 use crate::core::Core;
 use crate::error::Error;
-use crate::lane::{Context, Lane, Outcome, Work};
+use crate::lane::{Context, Lane, LaneState, Outcome};
+use crate::lot::{Cargo, Lot, Stray, Taken};
+use crate::region::RegionInner;
+use crate::request::Op;
 use crate::scheduler::rail::{Chooser, Set, cost, members, partners};
+use crate::scheduler::slicer::Cut;
 use crate::slice::{NONE, Slice};
 use crate::sync::lock;
 
 /// A lane with less than this waiting is not worth taking over from.
 const WORTH_TAKING: u64 = 64 << 10;
 
-/// Slices of one call of submit, by lane.
+/// Slices that are on their way to lanes.
 #[derive(Default)]
 pub(crate) struct Staging {
-    pub(crate) lanes: Vec<Vec<Slice>>,
+    pub(crate) lanes: Vec<Staged>,
+}
+
+/// Slices for one lane: some of each lot, in order.
+#[derive(Default)]
+pub(crate) struct Staged {
+    lots: Vec<Lot>,
+    slices: Vec<Slice>,
+    /// Of all the slices.
+    weight: u64,
+}
+
+impl Staged {
+    /// Adds a slice of a request to the latest lot, or to a new one.
+    #[inline]
+    pub(crate) fn add(
+        &mut self,
+        (batch, request): (&Arc<BatchState>, u32),
+        region: &Arc<RegionInner>,
+        (party, op): (u32, Op),
+        cut: &Cut,
+    ) {
+        match self.lots.last_mut() {
+            Some(lot) if lot.suits(region, party, op, cut) => lot.add_slice(),
+            _ => self.lots.push(Lot::new(batch, region, party, op, cut)),
+        }
+        self.slices.push(Slice::new(request, cut.local, cut.remote, cut.len));
+        self.weight += Lane::weight(cut.len);
+    }
+
+    /// What the slices count in the lane's load.
+    #[inline]
+    pub(crate) const fn weight(&self) -> u64 {
+        self.weight
+    }
+
+    fn add_stray(&mut self, stray: Stray) {
+        self.weight += Lane::weight(stray.slice.len());
+        self.slices.push(stray.slice);
+        self.lots.push(stray.lot);
+    }
+}
+
+impl fmt::Debug for Staging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Staging({} lanes)", self.lanes.len())
+    }
 }
 
 impl Core {
@@ -36,71 +88,77 @@ impl Core {
         self.turn.fetch_add(1, Ordering::Relaxed) % self.lanes.len()
     }
 
-    /// The lane for a slice: the least loaded that has its memory, near ones preferred.
-    #[inline]
-    pub(crate) fn choose(
+    /// The lanes that can carry a lot's slices: those that have its memory and are `usable`; none only if no lane has it.
+    pub(crate) fn eligible(
         &self,
-        slice: &Slice,
+        region: &RegionInner,
+        party: &Party,
+        (local_chunk, remote_chunk): (u32, u32),
         usable: Set,
-        avoid: Option<usize>,
-        (chooser, turn): (&mut Chooser, usize),
         now: u64,
-    ) -> Option<usize> {
-        let all = slice.locals();
-        let mut eligible = all & usable;
-        if let Some(avoid) = avoid
-            && eligible & !(1 << avoid) != 0
-        {
-            eligible &= !(1 << avoid);
+    ) -> Set {
+        let all = region.chunks.get(local_chunk as usize).map_or(0, |chunk| chunk.nics);
+        let eligible = if all & usable != 0 { all & usable } else { all };
+        if party.peer.health().is_suspect() {
+            self.with_partner(party, remote_chunk, eligible, now)
+        } else {
+            eligible
         }
-        if eligible == 0 {
-            eligible = all;
-        }
-        if slice.request().peer.health().is_suspect() {
-            eligible = self.with_partner(slice, eligible, now);
-        }
-        if eligible.is_power_of_two() {
-            return Some(eligible.trailing_zeros() as usize);
-        }
-        let near = slice.region.near;
-        let far = |index: usize| near & (1 << index) == 0;
-        chooser.choose(
-            eligible,
-            turn,
-            |index| cost(0, slice.len, self.lanes[index].pace, far(index)),
-            |index| {
-                let lane = &self.lanes[index];
-                let waiting = lane.load.load(Ordering::Relaxed);
-                cost(waiting, slice.len, lane.pace, far(index))
-            },
-        )
     }
 
     /// Of `eligible`, the lanes whose own remote NICs answer, as far as we know; all if there is none. The others could only use
     /// rails that nobody has prepared.
     #[cold]
-    fn with_partner(&self, slice: &Slice, eligible: Set, now: u64) -> Set {
-        let well = slice.remotes() & !slice.request().peer.health().avoid(now);
-        let (locals, remotes) = (self.lanes.len(), slice.request().table.nics.len());
+    fn with_partner(&self, party: &Party, remote_chunk: u32, eligible: Set, now: u64) -> Set {
+        let well = party.table.nics_of(remote_chunk) & !party.peer.health().avoid(now);
+        let (locals, remotes) = (self.lanes.len(), party.table.nics.len());
         let answered = members(eligible)
             .filter(|&lane| partners(lane, locals, remotes) & well != 0)
             .fold(0, |set: Set, lane| set | 1 << lane);
         if answered != 0 { answered } else { eligible }
     }
 
+    /// The least loaded of the eligible lanes, near ones preferred; `staged` says what each is about to get besides.
+    #[inline]
+    pub(crate) fn choose(
+        &self,
+        eligible: Set,
+        near: Set,
+        len: u64,
+        (chooser, turn): (&mut Chooser, usize),
+        staged: impl Fn(usize) -> u64,
+    ) -> Option<usize> {
+        if eligible.is_power_of_two() {
+            return Some(eligible.trailing_zeros() as usize);
+        }
+        let far = |index: usize| near & (1 << index) == 0;
+        chooser.choose(
+            eligible,
+            turn,
+            |index| cost(0, len, self.lanes[index].pace, far(index)),
+            |index| {
+                let lane = &self.lanes[index];
+                let waiting = lane.load.load(Ordering::Relaxed) + staged(index);
+                cost(waiting, len, lane.pace, far(index))
+            },
+        )
+    }
+
     /// Queues slices on a lane and posts what can be posted.
-    pub(crate) fn hand_to(&self, lane: &Lane, slices: impl ExactSizeIterator<Item = Slice>, now: u64) {
-        if slices.len() == 0 {
+    pub(crate) fn hand_to(&self, lane: &Lane, staged: &mut Staged, now: u64) {
+        if staged.slices.is_empty() {
             return;
         }
+        lane.expect(std::mem::take(&mut staged.weight));
         let mut outcome = Outcome::default();
         {
             let mut state = lock(&lane.state);
-            for slice in slices {
-                let (flow, len) = (slice.request().peer.id.slot, slice.len);
-                state.queue.push(flow, len, Work::Slice(slice));
+            let mut slices = staged.slices.drain(..);
+            for lot in staged.lots.drain(..) {
+                let count = lot.slices() as usize;
+                state.admit(lot, slices.by_ref().take(count));
             }
-            lane.post(&mut state, &self.context(now), &mut outcome);
+            lane.post(&mut state, &Context::new(self, Some(now)), &mut outcome);
         }
         if !outcome.is_empty() {
             self.settle(lane, outcome);
@@ -108,32 +166,39 @@ impl Core {
     }
 
     /// Puts one slice on the lane that suits it.
-    pub(crate) fn route(&self, mut slice: Slice, now: u64) {
-        slice.blocked_since = 0;
-        let avoid = (slice.attempts > 0 && slice.local_nic != NONE).then_some(slice.local_nic as usize);
-        let turn = self.next_turn();
-        match self.choose(&slice, self.usable(now), avoid, (&mut Chooser::default(), turn), now) {
+    pub(crate) fn route(&self, mut stray: Stray, now: u64) {
+        let Lot { attempts, local_nic, local_chunk, remote_chunk, .. } = stray.lot;
+        stray.lot.blocked_since = 0;
+        let mut usable = self.usable(now);
+        // Not the one that has just failed, if there is another.
+        if attempts > 0 && local_nic != NONE && stray.lot.locals() & usable & !(1 << local_nic) != 0 {
+            usable &= !(1 << local_nic);
+        }
+        let chunks = (local_chunk, remote_chunk);
+        let eligible = self.eligible(&stray.lot.region, stray.lot.party(), chunks, usable, now);
+        let near = stray.lot.region.near;
+        let chooser = &mut Chooser::default();
+        match self.choose(eligible, near, stray.slice.len(), (chooser, self.next_turn()), |_| 0) {
             Some(lane) => {
-                self.lanes[lane].expect(slice.len);
-                self.hand_to(&self.lanes[lane], std::iter::once(slice), now);
+                let mut staging = self.take_staging();
+                staging.lanes[lane].add_stray(stray);
+                self.hand_to(&self.lanes[lane], &mut staging.lanes[lane], now);
+                lock(&self.staging).push(staging);
             }
             None => {
-                slice.fail(|r| Error::NoRail {
-                    peer: r.peer.name.clone(),
+                stray.fail(|party| Error::NoRail {
+                    peer: party.peer.name.clone(),
                     why: "no NIC here has the local memory registered".into(),
                 });
             }
         }
     }
 
-    pub(crate) fn context(&self, now: u64) -> Context<'_> {
-        Context {
-            now,
-            lanes: self.lanes.len(),
-            doorbell_batching: self.config.doorbell_batching,
-            arrivals: &self.arrivals,
-            core: self,
-        }
+    /// An empty one, allocated before if possible.
+    fn take_staging(&self) -> Staging {
+        let mut staging = lock(&self.staging).pop().unwrap_or_default();
+        staging.lanes.resize_with(self.lanes.len(), Staged::default);
+        staging
     }
 
     /// Drives every lane that nobody else drives, once. Returns how much happened.
@@ -147,8 +212,7 @@ impl Core {
     }
 
     fn drive(&self, which: impl Fn(&Lane) -> bool) -> usize {
-        let now = self.clock.now();
-        let context = self.context(now);
+        let context = Context::new(self, None);
         let mut happened = 0;
         let mut idle: Set = 0;
         for lane in &self.lanes {
@@ -173,23 +237,22 @@ impl Core {
             }
         }
         if idle != 0 && self.lanes.len() > 1 {
-            self.take_over(idle, now);
+            self.take_over(idle, &context);
         }
         if self.retry_count.load(Ordering::Acquire) > 0 {
-            self.pump_retries(now);
+            self.pump_retries(context.now());
         }
         happened
     }
 
     /// An empty list, allocated before if possible.
     #[cold]
-    pub(crate) fn spare_started(&self) -> Vec<Slice> {
+    pub(crate) fn spare_started(&self) -> Vec<Stray> {
         lock(&self.outcomes).pop().unwrap_or_default()
     }
 
     /// Lanes with nothing to do take waiting slices from the one that has most of them.
-    pub(crate) fn take_over(&self, idle: Set, now: u64) {
-        let usable = self.usable(now);
+    fn take_over(&self, idle: Set, context: &Context<'_>) {
         let mut busiest: Option<(u64, usize)> = None;
         for lane in &self.lanes {
             let load = lane.load.load(Ordering::Relaxed);
@@ -201,7 +264,8 @@ impl Core {
             }
         }
         let Some((_, from)) = busiest else { return };
-        for to in members(idle & usable) {
+        let now = context.now();
+        for to in members(idle & self.usable(now)) {
             if to >= self.lanes.len()
                 || self.lanes[to].load.load(Ordering::Relaxed) > self.config.window_bytes
             {
@@ -212,28 +276,28 @@ impl Core {
             if share < WORTH_TAKING {
                 return;
             }
-            let mut taken = lock(&self.staging).pop().unwrap_or_default();
-            taken.lanes.resize_with(self.lanes.len(), Vec::new);
-            let slices = &mut taken.lanes[to];
-            state.queue.take_waiting(
+            let mut staging = self.take_staging();
+            let LaneState { queue, lots, taken, .. } = &mut *state;
+            queue.take_waiting(
                 share.min(self.config.window_bytes),
-                |work| matches!(work, Work::Slice(slice) if slice.locals() & (1 << to) != 0),
-                |_, _, work| {
-                    if let Work::Slice(slice) = work {
-                        slices.push(slice);
-                    }
+                |slice| match lots.get(slice.lot) {
+                    Some(Cargo::Lot(lot)) => lot.locals() & (1 << to) != 0,
+                    _ => false,
                 },
+                |_, _, slice| taken.push(slice),
             );
-            drop(state);
-            for slice in slices.iter() {
-                self.lanes[from].let_go(slice.len);
-                self.lanes[to].expect(slice.len);
-            }
-            self.lanes[to].counters.taken_over.fetch_add(slices.len() as u64, Ordering::Relaxed);
             // They were taken from the end.
-            slices.reverse();
-            self.hand_to(&self.lanes[to], slices.drain(..), now);
-            lock(&self.staging).push(taken);
+            for slice in taken.drain(..).rev() {
+                if let Some(Taken::Stray(stray)) = lots.take(slice) {
+                    self.lanes[from].let_go(slice.len());
+                    staging.lanes[to].add_stray(stray);
+                }
+            }
+            drop(state);
+            let count = staging.lanes[to].slices.len();
+            self.lanes[to].counters.taken_over.fetch_add(count as u64, Ordering::Relaxed);
+            self.hand_to(&self.lanes[to], &mut staging.lanes[to], now);
+            lock(&self.staging).push(staging);
         }
     }
 }

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use crate::batch::{BatchHandle, BatchState, RequestState};
+use crate::batch::{BatchHandle, BatchState, Party};
 use crate::core::Core;
 use crate::error::Error;
-use crate::request::Batch;
-use crate::route::Staging;
-use crate::scheduler::rail::Chooser;
-use crate::scheduler::slicer::{Hole, Stretch, longest_slice, slice};
+use crate::lot::{Lot, Stray};
+use crate::request::{Batch, Range, Stored};
+use crate::route::Staged;
+use crate::scheduler::rail::{Chooser, Set};
+use crate::scheduler::slicer::{Cut, Hole, Stretch, longest_slice, slice};
 use crate::slice::Slice;
 use crate::sync::{lock, nanos};
 
@@ -21,6 +23,20 @@ const SPARE: usize = 256;
 pub(crate) struct Watched {
     pub(crate) slots: Vec<Option<Arc<BatchState>>>,
     pub(crate) free: Vec<u32>,
+}
+
+/// A batch while it is cut into slices.
+struct Stage<'a> {
+    state: &'a Arc<BatchState>,
+    now: u64,
+    usable: Set,
+    chooser: Chooser,
+    turn: usize,
+    lanes: &'a mut [Staged],
+    /// Slices with an immediate that wait for no others.
+    gates: Vec<Stray>,
+    /// Slices to the current peer that have not been counted yet.
+    made: usize,
 }
 
 impl Core {
@@ -40,125 +56,130 @@ impl Core {
         let limit = batch.deadline.unwrap_or(self.config.request_deadline);
         let now = self.clock.now();
         let deadline = now.saturating_add(nanos(limit));
-        let state = {
-            let peers = self.peers();
-            for stored in &batch.requests {
-                peers.get(stored.peer)?;
-            }
-            let requests = batch.requests.iter().filter_map(|stored| {
-                let peer = Arc::clone(peers.get(stored.peer).ok()?);
-                let table = peer.table();
-                Some(RequestState::new(stored.op, peer, table, stored.immediate, deadline, limit))
-            });
-            self.take_state(requests)
-        };
+        let state = self.take_state(batch, (deadline, limit))?;
         let watch = self.watch(&state);
-        let mut staging = lock(&self.staging).pop().unwrap_or_default();
-        staging.lanes.resize_with(self.lanes.len(), Vec::new);
-        let mut start_now = Vec::new();
-        let mut chooser = Chooser::default();
+        let mut staging = std::mem::take(&mut batch.staging);
+        staging.lanes.resize_with(self.lanes.len(), Staged::default);
+        let mut stage = Stage {
+            state: &state,
+            now,
+            usable: self.usable(now),
+            chooser: Chooser::default(),
+            turn: self.next_turn(),
+            lanes: &mut staging.lanes,
+            gates: Vec::new(),
+            made: 0,
+        };
+        let mut party = 0;
         for (index, stored) in batch.requests.iter().enumerate() {
-            self.stage(&state, index as u32, stored, batch, now, &mut staging, &mut start_now, &mut chooser);
+            let its_party = state.requests[index].party;
+            if its_party != party {
+                state.add_slices(party, std::mem::take(&mut stage.made));
+                party = its_party;
+            }
+            self.stage(&mut stage, index as u32, stored, batch);
         }
+        state.add_slices(party, stage.made);
+        let gates = stage.gates;
         batch.clear();
-        for (lane, slices) in self.lanes.iter().zip(&mut staging.lanes) {
-            self.hand_to(lane, slices.drain(..), now);
+        for (lane, staged) in self.lanes.iter().zip(&mut staging.lanes) {
+            self.hand_to(lane, staged, now);
         }
-        lock(&self.staging).push(staging);
-        for slice in start_now {
-            self.route(slice, now);
+        batch.staging = staging;
+        for gate in gates {
+            self.route(gate, now);
         }
         Ok(BatchHandle::new(state, Arc::clone(self), watch))
     }
 
-    #[allow(clippy::too_many_arguments)] // all of submit's state
-    pub(crate) fn stage(
-        &self,
-        state: &Arc<BatchState>,
-        index: u32,
-        stored: &crate::request::Stored,
-        batch: &Batch,
-        now: u64,
-        staging: &mut Staging,
-        start_now: &mut Vec<Slice>,
-        chooser: &mut Chooser,
-    ) {
-        let request = &state.requests[index as usize];
-        let peer = &request.peer;
-        if peer.is_stale() {
-            let why = "a key was refused or it has restarted".to_owned();
-            state.fail(index, |r| Error::PeerStale { peer: r.peer.name.clone(), why });
+    /// Cuts one request into slices, and stages them for lanes.
+    fn stage(&self, stage: &mut Stage<'_>, index: u32, stored: &Stored, batch: &Batch) {
+        let state = stage.state;
+        let party_number = state.requests[index as usize].party;
+        let party = &state.parties[party_number as usize];
+        if let Err(error) = self.check(stored, party, stage.now) {
+            state.fail(index, |_| error);
             return;
         }
-        if stored.immediate.is_some() && request.table.immediate_bytes < 4 {
-            let why = "its NICs cannot receive immediates of 4 bytes".to_owned();
-            state.fail(index, |r| Error::Incompatible { peer: r.peer.name.clone(), why });
-            return;
-        }
-        if !peer.health().usable(now) {
-            let why = "earlier requests found it so; it is tried again before long".to_owned();
-            state.fail(index, |r| Error::PeerDown { peer: r.peer.name.clone(), why });
-            return;
-        }
-        if request.table.epoch == self.epoch && self.config.same_process_copy {
+        if party.table.epoch == self.epoch && self.config.same_process_copy {
             self.copy_within(state, index, stored, batch);
             return;
         }
-        let usable = self.usable(now);
         let region = &stored.region;
-        let rails = (region.chunks.first().map_or(0, |chunk| chunk.nics) & usable).count_ones() as usize;
+        let rails = region.chunks.first().map_or(0, |chunk| chunk.nics) & stage.usable;
         let longest = longest_slice(
             stored.bytes,
-            rails,
+            rails.count_ones() as usize,
             self.config.stripe_bytes,
             self.config.slice_bytes,
             self.longest,
         );
-        let stretch = |range: &crate::request::Range| Stretch { at: range.at, len: range.len };
-        let mut stranded = None;
-        let mut held: Option<Slice> = None;
+        let (mut chunks, mut eligible) = (None, 0);
+        let mut stranded = false;
+        let mut held: Option<Cut> = None;
         let gated = stored.immediate.is_some();
         let mut made = 0;
         let lanes = self.lanes.len();
-        let mut turn = self.next_turn();
+        let stretch = |range: &Range| Stretch { at: range.at, len: range.len };
         let sliced = slice(
             batch.local[stored.local.clone()].iter().map(stretch),
             batch.remote[stored.remote.clone()].iter().map(stretch),
             |addr| region.chunk_at(addr),
-            |addr| request.table.chunk_at(addr, stored.op),
+            |addr| party.table.chunk_at(addr, stored.op),
             longest,
-            |cut| {
-                made += 1;
-                turn = if turn + 1 == lanes { 0 } else { turn + 1 };
-                let mut slice = Slice::new(state, index, region, cut);
+            |mut cut| {
                 if gated {
                     // The last one waits for all others.
-                    match held.replace(slice) {
-                        Some(before) => slice = before,
+                    match held.replace(cut) {
+                        Some(before) => cut = before,
                         None => return,
                     }
                 }
-                match self.choose(&slice, usable, None, (chooser, turn), now) {
+                if chunks != Some((cut.local_chunk, cut.remote_chunk)) {
+                    let its_chunks = (cut.local_chunk, cut.remote_chunk);
+                    eligible = self.eligible(region, party, its_chunks, stage.usable, stage.now);
+                    chunks = Some(its_chunks);
+                }
+                stage.turn = if stage.turn + 1 >= lanes { 0 } else { stage.turn + 1 };
+                let turn = (&mut stage.chooser, stage.turn);
+                let staged = |lane: usize| stage.lanes[lane].weight();
+                match self.choose(eligible, region.near, cut.len, turn, staged) {
                     Some(lane) => {
-                        self.lanes[lane].expect(slice.len);
-                        staging.lanes[lane].push(slice);
+                        made += 1;
+                        stage.lanes[lane].add((state, index), region, (party_number, stored.op), &cut);
                     }
-                    // What it replaces fails the request just the same.
-                    None => stranded = Some(slice),
+                    None => stranded = true,
                 }
             },
         );
-        state.add_slices(index, made);
-        if let Some(mut slice) = held {
-            slice.gate = true;
-            request.set_gate(slice);
+        if let Some(cut) = held {
+            made += 1;
+            let slice = Slice::new(index, cut.local, cut.remote, cut.len);
+            let mut lot = Lot::new(state, region, party_number, stored.op, &cut);
+            lot.gate = true;
+            stage.gates.push(Stray::new(lot, slice));
+        }
+        stage.made += made as usize;
+        state.set_slices(index, made);
+        // It waits for the others, if there are any.
+        if gated
+            && made > 1
+            && let Some(gate) = stage.gates.pop()
+        {
+            state.set_gate(index, gate);
         }
         match sliced {
+            Ok(()) if stranded => {
+                state.fail(index, |party| Error::NoRail {
+                    peer: party.peer.name.clone(),
+                    why: "no NIC here has the local memory registered".into(),
+                });
+            }
             Ok(()) => {}
             Err(Hole::Remote(stretch)) => {
                 let wanted = stored.op.wanted();
-                state.fail(index, |r| Error::NotRegistered {
-                    peer: r.peer.name.clone(),
+                state.fail(index, |party| Error::NotRegistered {
+                    peer: party.peer.name.clone(),
                     addr: stretch.at,
                     len: stretch.len,
                     wanted,
@@ -174,20 +195,32 @@ impl Core {
                 });
             }
         }
-        if let Some(slice) = stranded {
-            slice.fail(|r| Error::NoRail {
-                peer: r.peer.name.clone(),
-                why: "no NIC here has the local memory registered".into(),
-            });
-        }
-        // The part that stood for "slices are still being made".
-        start_now.extend(state.part_done(index));
     }
 
-    pub(crate) fn take_state(&self, requests: impl Iterator<Item = RequestState>) -> Arc<BatchState> {
+    /// Whether anything can be sent to the peer now.
+    #[inline]
+    fn check(&self, stored: &Stored, party: &Party, now: u64) -> Result<(), Error> {
+        let Party { peer, table } = party;
+        if peer.is_stale() {
+            let why = "a key was refused or it has restarted".to_owned();
+            return Err(Error::PeerStale { peer: peer.name.clone(), why });
+        }
+        if stored.immediate.is_some() && table.immediate_bytes < 4 {
+            let why = "its NICs cannot receive immediates of 4 bytes".to_owned();
+            return Err(Error::Incompatible { peer: peer.name.clone(), why });
+        }
+        if !peer.health().usable(now) {
+            let why = "earlier requests found it so; it is tried again before long".to_owned();
+            return Err(Error::PeerDown { peer: peer.name.clone(), why });
+        }
+        Ok(())
+    }
+
+    /// The state of a batch that begins, used before if possible.
+    fn take_state(&self, batch: &Batch, deadline: (u64, Duration)) -> Result<Arc<BatchState>, Error> {
         let spare = {
             let mut spare = lock(&self.spare);
-            // A slice that has just ended may still be about to let go of its batch: then another will do.
+            // A lot that has just ended may still be about to let go of its batch: then another will do.
             let free = spare.iter().rposition(|state| Arc::strong_count(state) == 1);
             free.map(|at| spare.swap_remove(at))
         };
@@ -196,9 +229,10 @@ impl Core {
             state = Arc::new(BatchState::new());
         }
         if let Some(state) = Arc::get_mut(&mut state) {
-            state.fill(requests);
+            let requests = batch.requests.iter().map(|stored| (stored.peer, stored.immediate));
+            state.fill(deadline, requests, &self.peers())?;
         }
-        state
+        Ok(state)
     }
 
     pub(crate) fn watch(&self, state: &Arc<BatchState>) -> u32 {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::sync::Mutex;
 
+use crate::lot::Lot;
 use crate::request::Op;
 use crate::slice::Slice;
 use crate::sync::lock;
@@ -30,13 +31,13 @@ impl Trace {
         Self { limit, entries: Mutex::new(VecDeque::with_capacity(limit)) }
     }
 
-    pub(crate) fn ended(&self, lane: usize, slice: &Slice, now: u64) {
+    pub(crate) fn ended(&self, lane: usize, lot: &Lot, slice: &Slice, now: u64) {
         let entry = Entry {
             lane: lane as u32,
             remote: slice.remote_nic,
-            write: slice.request().op == Op::Write,
-            attempts: slice.attempts,
-            len: slice.len,
+            write: lot.op == Op::Write,
+            attempts: lot.attempts,
+            len: slice.len(),
             began: slice.since,
             ended: now,
         };

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::core::Core;
 use crate::descriptor::NicEntry;
 use crate::error::Error;
-use crate::lane::Work;
+use crate::lane::Lane;
 use crate::peer::{Peer, PeerId};
 use crate::scheduler::rail::partner;
 use crate::sync::lock;
@@ -152,8 +152,8 @@ impl Core {
                 shared: Arc::clone(shared),
                 told: false,
             };
-            self.lanes[local].expect(0);
-            lock(&self.lanes[local].state).queue.push(peer.id.slot, 0, Work::Probe(probe));
+            self.lanes[local].expect(Lane::weight(0));
+            lock(&self.lanes[local].state).admit_probe(probe);
         }
     }
 
