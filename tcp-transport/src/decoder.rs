@@ -23,6 +23,11 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
+    /// With room for a usual header and its metadata, so that the first that is cut in two allocates nothing.
+    pub(crate) fn new() -> Self {
+        Self { partial: Vec::with_capacity(128), ..Self::default() }
+    }
+
     /// Payload of the current frame that has not come yet. The caller may receive it straight into its destination and
     /// [say so](Self::skip_payload).
     pub(crate) fn payload_left(&self) -> u64 {

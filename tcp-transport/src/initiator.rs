@@ -119,7 +119,7 @@ impl Initiator {
             front_sent: 0,
             front_cursor: Cursor::default(),
             staged: Outgoing::default(),
-            decoder: Decoder::default(),
+            decoder: Decoder::new(),
             receiving: None,
             in_flight: 0,
             bytes_in_flight: 0,

@@ -30,6 +30,8 @@ use crate::sync::lock;
 
 /// Connections taken off a listener before other work gets its turn.
 const ACCEPTS: usize = 64;
+/// Messages that can wait for an I/O thread without an allocation.
+const MESSAGES: usize = 32;
 const WAKER: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
 
@@ -86,7 +88,8 @@ impl IoShared {
         let waker =
             rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(failed)?;
         epoll::add(&epoll, &waker, EventData::new_u64(WAKER), EventFlags::IN).map_err(failed)?;
-        Ok(Arc::new(Self { epoll, waker, inbox: Mutex::default(), quiet: AtomicBool::new(false) }))
+        let inbox = Mutex::new(Vec::with_capacity(MESSAGES));
+        Ok(Arc::new(Self { epoll, waker, inbox, quiet: AtomicBool::new(false) }))
     }
 
     pub(crate) fn send(&self, message: Message) {
@@ -179,7 +182,7 @@ impl IoThread {
             free: Vec::new(),
             watched: Vec::new(),
             again: Vec::new(),
-            messages: Vec::new(),
+            messages: Vec::with_capacity(MESSAGES),
             handshakes: std::collections::VecDeque::new(),
             draining: false,
             stop: false,
@@ -197,6 +200,8 @@ impl IoThread {
     pub(crate) fn run(mut self) {
         let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 64];
         let mut ticking = false;
+        // The read-ahead buffer is made now rather than under the first lane that this thread happens to drive.
+        crate::lane::with_scratch(|_| ());
         while !self.stop {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
             let timeout = if self.again.is_empty() { None } else { Some(&now) };

@@ -32,6 +32,8 @@ pub(crate) const LARGE: u64 = 16 << 10;
 pub(crate) const MAX_MOVE: usize = 1 << 20;
 /// Answers that may wait in the socket when nobody drives the lane; above, an I/O thread takes over.
 const LAZY_BYTES: u64 = 64 << 10;
+/// Waiters that can be parked on a lane without an allocation.
+const PARKED: usize = 8;
 /// How long a driver blocks in the socket before it looks at deadlines.
 pub(crate) const BLOCKING_RECEIVE: Duration = TICK;
 
@@ -113,7 +115,7 @@ impl Lane {
             core: Mutex::new(core),
             in_flight: AtomicUsize::new(0),
             driven: AtomicBool::new(false),
-            parked: Mutex::default(),
+            parked: Mutex::new(Vec::with_capacity(PARKED)),
             io,
             token,
             background: AtomicBool::new(false),

@@ -98,7 +98,7 @@ impl Responder {
             service,
             session,
             from,
-            decoder: Decoder::default(),
+            decoder: Decoder::new(),
             task: Task::Idle,
             ranges: Vec::new(),
             replies: VecDeque::new(),

@@ -1,0 +1,125 @@
+//! The two ends: a process that serves memory, with us and with the bare loops, and a transport in this one.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use benchkit::Result;
+use tcp_transport::{Access, Batch, OwnedMemory, Path, Peer, Region, RegionDescriptor, Request, Transport};
+
+use crate::{Op, bare};
+
+/// Memory of the other process: as much as four threads need who each have 256 MiB.
+pub(crate) const FOOTPRINT: usize = 1 << 30;
+/// Set in the environment of the other process.
+pub(crate) const CHILD: &str = "TCP_BENCH_SERVER";
+
+/// Memory whose pages are there.
+fn filled(len: usize, with: u8) -> Result<Arc<OwnedMemory>> {
+    let memory = OwnedMemory::new(len)?;
+    let piece = vec![with; len.min(1 << 20)];
+    (0..len).step_by(piece.len()).try_for_each(|at| memory.write(at, &piece[..piece.len().min(len - at)]))?;
+    Ok(memory)
+}
+
+pub(crate) fn serve() -> Result<()> {
+    let memory = filled(FOOTPRINT, 3)?;
+    let transport = Transport::builder().listen("127.0.0.1:0".parse()?).build()?;
+    let region = transport.register(memory, Access::READ_WRITE)?;
+    let bare = TcpListener::bind("127.0.0.1:0")?;
+    let hex: String = region.descriptor().to_bytes().iter().map(|b| format!("{b:02x}")).collect();
+    println!("{} {} {hex}", transport.local_addrs()[0], bare.local_addr()?);
+    std::io::stdout().flush()?;
+    std::thread::spawn(move || bare::serve(bare));
+    // Ends when the benchmark does.
+    std::io::stdin().read_line(&mut String::new())?;
+    Ok(())
+}
+
+/// The other process.
+pub(crate) struct Server {
+    pub(crate) child: Child,
+    addr: SocketAddr,
+    pub(crate) bare: SocketAddr,
+    pub(crate) remote: RegionDescriptor,
+}
+
+impl Server {
+    pub(crate) fn start() -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .env(CHILD, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        let output = child.stdout.take().ok_or("the server has no output")?;
+        BufReader::new(output).read_line(&mut line)?;
+        let mut words = line.split_whitespace();
+        let mut word = || words.next().ok_or("the server said too little");
+        let (addr, bare) = (word()?.parse()?, word()?.parse()?);
+        let hex = word()?;
+        let bytes: Vec<u8> = (0..hex.len() / 2)
+            .map(|i| u8::from_str_radix(&hex[2 * i..][..2], 16))
+            .collect::<std::result::Result<_, _>>()?;
+        Ok(Self { child, addr, bare, remote: RegionDescriptor::from_bytes(&bytes)? })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// This process: a transport that is connected to the other one.
+pub(crate) struct Ours {
+    transport: Transport,
+    peer: Peer,
+    local: Region,
+    remote: RegionDescriptor,
+}
+
+impl Ours {
+    pub(crate) fn connect(server: &Server, path: Path, lanes: usize, footprint: usize) -> Result<Self> {
+        let transport = Transport::builder().same_host(path == Path::Host).lanes(lanes).build()?;
+        let peer = transport.peer(server.addr)?;
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let found = peer.connect(deadline)?;
+        if found != path {
+            return Err(format!("wanted path {path}, got {found}").into());
+        }
+        while transport.statistics().lanes_opened < lanes as u64 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let memory = filled(footprint, 4)?;
+        let local = transport.register(memory, Access::LOCAL)?;
+        Ok(Self { transport, peer, local, remote: server.remote })
+    }
+
+    /// One batch of `count` requests in the part of the memory that begins at `base`.
+    pub(crate) fn run(
+        &self,
+        batch: &mut Batch,
+        op: Op,
+        size: usize,
+        count: usize,
+        base: usize,
+        room: usize,
+    ) -> Result<()> {
+        let slots = (room / size).max(1);
+        for i in 0..count {
+            let at = (base + i % slots * size) as u64;
+            let (l, r) = (self.local.addr() + at, self.remote.addr + at);
+            let size = size as u64;
+            batch.push(match op {
+                Op::Write => Request::write(&self.peer, &self.local, l, self.remote, r, size),
+                Op::Read => Request::read(&self.peer, &self.local, l, self.remote, r, size),
+            })?;
+        }
+        self.transport.submit(batch)?.wait()?;
+        Ok(())
+    }
+}
