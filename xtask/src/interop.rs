@@ -68,8 +68,10 @@ fn over_efa(venv: &Venv, quick: bool) -> Result<()> {
         .quiet()
         .run()?;
     let prefix = libfabric::install()?;
+    let soft_efa = workspace.target_dir.join("debug/soft-efa");
     let on_cards = || {
-        let launcher = Cmd::new(workspace.target_dir.join("debug/soft-efa"));
+        // Whoever wants to know what the cards have carried asks the launcher.
+        let launcher = Cmd::new(&soft_efa).env_quiet("WEFT_SOFT_EFA", &soft_efa);
         let with_libfabric = prefix
             .env()
             .into_iter()

@@ -144,22 +144,40 @@ impl Case<'_> {
         measure_baseline()?;
 
         let rounds = self.bench.options.rounds();
-        let mut series = [(); N].map(|()| (Vec::with_capacity(rounds), Vec::with_capacity(rounds)));
+        let (mut all_ours, mut all_baseline) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
         for _ in 0..rounds {
-            let (a, b) = (measure_ours()?, measure_baseline()?);
-            for (i, (ours, baseline)) in series.iter_mut().enumerate() {
-                ours.push(check(&self.name, metrics[i], a[i])?);
-                baseline.push(check(&self.name, metrics[i], b[i])?);
-            }
+            all_ours.push(measure_ours()?);
+            all_baseline.push(measure_baseline()?);
         }
+        self.compare_rounds(metrics, baseline_name, &all_ours, &all_baseline)
+    }
 
-        for (i, (ours, baseline)) in series.iter().enumerate() {
+    /// As [`Case::compare_all`] of rounds that have been measured already, the unmeasured one of each left out: where more than
+    /// two sides take turns, each pair of them is a comparison. `ours[i]` ran close to `baseline[i]`.
+    ///
+    /// # Errors
+    /// As [`Case::compare`]; fewer than two rounds, or not as many of one side as of the other.
+    pub fn compare_rounds<const N: usize>(
+        self,
+        metrics: [Metric; N],
+        baseline_name: &str,
+        ours: &[[f64; N]],
+        baseline: &[[f64; N]],
+    ) -> Result<()> {
+        if !self.bench.wants(&self.name) {
+            return Ok(());
+        }
+        for (i, &metric) in metrics.iter().enumerate() {
+            let series = |rounds: &[[f64; N]]| -> Result<Vec<f64>> {
+                rounds.iter().map(|round| check(&self.name, metric, round[i])).collect()
+            };
             let goal = if i == 0 { self.goal } else { None };
             let margin = match goal {
-                Some(Goal::Ratio(target)) => (1.0 - target).abs(),
-                Some(Goal::AtMost(_)) | None => DEFAULT_MARGIN,
+                // No less than the baseline: the distance to 1 says nothing of how much would matter.
+                Some(Goal::Ratio(target)) if target != 1.0 => (1.0 - target).abs(),
+                _ => DEFAULT_MARGIN,
             };
-            let comparison = Comparison::of(metrics[i], ours, baseline)
+            let comparison = Comparison::of(metric, &series(ours)?, &series(baseline)?)
                 .ok_or_else(|| format!("{}: too few rounds for a comparison", self.name))?;
             let row = Row {
                 baseline: Some(comparison.baseline),
@@ -169,7 +187,7 @@ impl Case<'_> {
                 ci_high: finite(comparison.ci_high),
                 aa_ratio: finite(comparison.aa_ratio),
                 inconclusive: comparison.inconclusive(margin),
-                ..Row::plain(&self.bench.suite, &self.name, metrics[i], comparison.ours, rounds)
+                ..Row::plain(&self.bench.suite, &self.name, metric, comparison.ours, ours.len())
             };
             self.bench.push(row, goal);
         }
@@ -278,6 +296,21 @@ mod tests {
             .unwrap();
         let verdicts: Vec<_> = bench.rows().map(|row| row.inconclusive).collect();
         assert_eq!(verdicts, [true, false]);
+    }
+
+    #[test]
+    fn rounds_that_were_measured_elsewhere_are_compared_alike() {
+        let mut bench = quick();
+        let case = |bench: &mut Bench, theirs: &[[f64; 1]]| {
+            let ours = [[4.0], [4.0], [4.0]];
+            bench.case("op=x").target(1.0).compare_rounds([Metric::Rate], "them", &ours, theirs)
+        };
+        case(&mut bench, &[[2.0], [2.0], [2.0]]).unwrap();
+        let row = bench.rows().next().unwrap();
+        assert_eq!((row.ratio, row.samples, row.inconclusive), (Some(2.0), 3, false));
+        let error = case(&mut bench, &[[2.0]]).unwrap_err().to_string();
+        assert!(error.contains("too few"), "{error}");
+        assert!(case(&mut bench, &[[2.0], [f64::NAN], [2.0]]).is_err());
     }
 
     #[test]
