@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -325,33 +325,97 @@ fn revoking_is_a_barrier_while_peers_write() {
     }
 }
 
+const FLOODED: &str = "TCP_TRANSPORT_TEST_FLOODED";
+
+/// Not a test of its own: the process that the ten thousand connections go to, so that neither end needs more open files than a
+/// process may have. It answers each line with how it stands.
 #[test]
-fn ten_thousand_connections_leave_others_unharmed() {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let count = 10_000;
-    if limit.current.is_some_and(|n| n < 2 * count + 1000) {
-        let most = limit.maximum;
-        let raised = rustix::process::setrlimit(
-            rustix::process::Resource::Nofile,
-            rustix::process::Rlimit { current: most, maximum: most },
-        );
-        if raised.is_err() || most.is_some_and(|n| n < 2 * count + 1000) {
-            eprintln!(
-                "SKIP: ten_thousand_connections_leave_others_unharmed: needs {} open files, may open {most:?}",
-                2 * count + 1000
-            );
-            return;
-        }
+fn flooded_process() {
+    if std::env::var_os(FLOODED).is_none() {
+        return;
     }
+    open_files(10_000).unwrap();
     let deadlines = Deadlines { hello: Duration::from_secs(2), ..Deadlines::default() };
     let limits = Limits { handshakes: 500, ..Limits::default() };
     let target = Target::new(builder().secret(SECRET).deadlines(deadlines).limits(limits), 1 << 20);
-    let honest = Honest::new(&target);
+    let hex: String = target.region.descriptor().to_bytes().iter().map(|b| format!("{b:02x}")).collect();
+    println!("\nREADY {} {hex}", target.addr());
+    for _ in std::io::stdin().lines().map_while(Result::ok) {
+        let statistics = target.transport.statistics();
+        println!("STANDS {} {} {}", statistics.turned_away, statistics.connections, resident());
+    }
+}
+
+struct Flooded {
+    child: std::process::Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    addr: SocketAddr,
+    remote: RegionDescriptor,
+}
+
+impl Flooded {
+    fn start() -> Self {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "flooded_process", "--nocapture"])
+            .env(FLOODED, "1")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let ready = lines.by_ref().map(Result::unwrap).find(|l| l.starts_with("READY ")).unwrap();
+        let words: Vec<&str> = ready.split(' ').collect();
+        let bytes: Vec<u8> = (0..words[2].len() / 2)
+            .map(|i| u8::from_str_radix(&words[2][2 * i..][..2], 16).unwrap())
+            .collect();
+        let (addr, remote) = (words[1].parse().unwrap(), RegionDescriptor::from_bytes(&bytes).unwrap());
+        Self { child, lines, addr, remote }
+    }
+
+    /// Connections turned away so far, connections open now, bytes of memory in use.
+    fn stands(&mut self) -> [u64; 3] {
+        self.child.stdin.as_mut().unwrap().write_all(b"?\n").unwrap();
+        let line = self.lines.by_ref().map(Result::unwrap).find(|l| l.starts_with("STANDS ")).unwrap();
+        let mut words = line.split(' ').skip(1).map(|w| w.parse().unwrap());
+        std::array::from_fn(|_| words.next().unwrap())
+    }
+}
+
+impl Drop for Flooded {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Makes sure that this process may open so many files, or says how many it may.
+fn open_files(count: u64) -> Result<(), String> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    if limit.current.is_none_or(|n| n >= count) {
+        return Ok(());
+    }
+    let most = limit.maximum;
+    let raised = rustix::process::Rlimit { current: most, maximum: most };
+    match rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+        Ok(()) if most.is_none_or(|n| n >= count) => Ok(()),
+        _ => Err(format!("needs {count} open files, may open {most:?}")),
+    }
+}
+
+#[test]
+fn ten_thousand_connections_leave_others_unharmed() {
+    let count = 10_000;
+    if let Err(reason) = open_files(count + 500) {
+        return eprintln!("SKIP: ten_thousand_connections_leave_others_unharmed: {reason}");
+    }
+    let mut target = Flooded::start();
+    let asker = Asker::new(builder().secret(SECRET), 1 << 20);
+    let honest = Honest { asker, addr: target.addr, remote: target.remote };
     honest.check();
-    let before = resident();
+    let [_, _, before] = target.stands();
     let mut open = Vec::new();
     for i in 0..count {
-        let mut stream = TcpStream::connect(target.addr()).unwrap();
+        let mut stream = TcpStream::connect(target.addr).unwrap();
         if i % 2 == 0 {
             // May have been closed already to make room.
             let _ = stream.write_all(&preface(1));
@@ -361,15 +425,18 @@ fn ten_thousand_connections_leave_others_unharmed() {
             honest.check();
         }
     }
-    until("most have been turned away", || target.transport.statistics().turned_away >= count - 500);
-    let grown = resident().saturating_sub(before);
+    until("most have been turned away", || target.stands()[0] >= count - 500);
+    let [_, connections, after] = target.stands();
+    assert!(connections <= 500 + 16, "{connections} strangers are still there");
+    let grown = after.saturating_sub(before);
     assert!(grown < 64 << 20, "{count} connections took {grown} bytes");
     honest.check();
     drop(open);
-    until("all are gone", || target.transport.statistics().connections <= 4);
+    until("all are gone", || target.stands()[1] <= 4);
     honest.check();
 }
 
+/// Bytes of memory that this process has in use.
 fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap();
     text.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096

@@ -65,8 +65,8 @@ impl Lane {
         Ok(Self { stream, memory: vec![2; footprint] })
     }
 
-    /// `count` requests of `size` bytes, all of them in flight at once.
-    pub(crate) fn run(&mut self, op: Op, size: usize, count: usize) -> Result<()> {
+    /// `count` requests of `size` bytes, all of them in flight at once, from this slot of the memory on.
+    pub(crate) fn run(&mut self, op: Op, size: usize, count: usize, first: usize) -> Result<()> {
         let slots = (self.memory.len() / size).max(1);
         let header = |i: usize| {
             let mut out = [0; HEADER];
@@ -78,7 +78,7 @@ impl Lane {
         let mut answer = [0; HEADER];
         match op {
             Op::Write => {
-                for i in 0..count {
+                for i in first..first + count {
                     write_two(&mut self.stream, &header(i), &self.memory[i % slots * size..][..size])?;
                 }
                 for _ in 0..count {
@@ -86,9 +86,9 @@ impl Lane {
                 }
             }
             Op::Read => {
-                let headers: Vec<u8> = (0..count).flat_map(header).collect();
+                let headers: Vec<u8> = (first..first + count).flat_map(header).collect();
                 self.stream.write_all(&headers)?;
-                for i in 0..count {
+                for i in first..first + count {
                     self.stream.read_exact(&mut answer)?;
                     self.stream.read_exact(&mut self.memory[i % slots * size..][..size])?;
                 }
@@ -98,8 +98,8 @@ impl Lane {
     }
 }
 
-/// A thread with a connection: it takes (what, size, count) and says whether that went well.
-type Helper = (Sender<(Op, usize, usize)>, Receiver<bool>);
+/// A thread with a connection: it takes (what, size, count, first slot) and says whether that went well.
+type Helper = (Sender<(Op, usize, usize, usize)>, Receiver<bool>);
 
 /// Several connections, the first driven by the caller and each other one by its own thread.
 pub(crate) struct Lanes {
@@ -114,11 +114,11 @@ impl Lanes {
         let mut others = Vec::new();
         for _ in 1..lanes {
             let mut lane = Lane::connect(addr, share.max(1))?;
-            let (ask, jobs) = crossbeam_channel::bounded::<(Op, usize, usize)>(1);
+            let (ask, jobs) = crossbeam_channel::bounded::<(Op, usize, usize, usize)>(1);
             let (done, answers) = crossbeam_channel::bounded(1);
             thread::spawn(move || {
-                while let Ok((op, size, count)) = jobs.recv() {
-                    let ok = lane.run(op, size, count).is_ok();
+                while let Ok((op, size, count, first)) = jobs.recv() {
+                    let ok = lane.run(op, size, count, first).is_ok();
                     if done.send(ok).is_err() {
                         break;
                     }
@@ -130,7 +130,15 @@ impl Lanes {
     }
 
     /// Spread like ours: a connection of its own for every `stripe` bytes.
-    pub(crate) fn run(&mut self, op: Op, size: usize, count: usize, stripe: usize) -> Result<()> {
+    pub(crate) fn run(
+        &mut self,
+        op: Op,
+        size: usize,
+        count: usize,
+        stripe: usize,
+        first: usize,
+    ) -> Result<()> {
+        let first = first / (self.others.len() + 1);
         let lanes = (size * count / stripe).clamp(1, self.others.len() + 1);
         let (size, counts) = if count >= lanes {
             (size, (0..lanes).map(|l| count / lanes + usize::from(l < count % lanes)).collect::<Vec<_>>())
@@ -139,9 +147,9 @@ impl Lanes {
             (size / lanes, vec![count; lanes])
         };
         for ((ask, _), &count) in self.others.iter().zip(&counts[1..]) {
-            ask.send((op, size, count))?;
+            ask.send((op, size, count, first))?;
         }
-        self.first.run(op, size, counts[0])?;
+        self.first.run(op, size, counts[0], first)?;
         for ((_, answers), _) in self.others.iter().zip(&counts[1..]) {
             if !answers.recv()? {
                 return Err("a connection of the bare loop failed".into());

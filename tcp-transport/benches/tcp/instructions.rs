@@ -22,7 +22,7 @@ pub(crate) fn run(child: &Child) -> Result<()> {
             let addr = listener.local_addr()?;
             std::thread::spawn(move || bare::serve(listener));
             let mut lane = bare::Lane::connect(addr, SIZE)?;
-            (0..child.operations).try_for_each(|_| lane.run(op, SIZE, 1))
+            (0..child.operations).try_for_each(|_| lane.run(op, SIZE, 1, 0))
         }
     }
 }

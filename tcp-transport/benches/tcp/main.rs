@@ -26,6 +26,9 @@ static ALLOCATOR: CountingAllocator = CountingAllocator::system();
 /// Most bytes of one round, unless the case was asked for by name: more would take seconds a round and show nothing else, for it
 /// goes around in the same memory.
 const MOST: usize = 1 << 30;
+/// Memory that a thread goes around in at least, on either side, with requests that follow each other: more than a core's own cache
+/// holds, because nobody moves the same megabyte again and again. Where the last request was still in that cache, a row says so.
+const AROUND: usize = 32 << 20;
 /// Bytes for which both sides use one more lane.
 const STRIPE: usize = 1 << 20;
 const SIZES: [usize; 5] = [4 << 10, 64 << 10, 1 << 20, 16 << 20, 256 << 20];
@@ -60,12 +63,16 @@ fn main() -> Result<()> {
             for op in Op::BOTH {
                 for size in SIZES {
                     for batch in [1, 16, 128] {
-                        let what = What { op, size, batch, threads };
+                        let what = What { op, size, batch, threads, hot: false };
                         throughput(&mut bench, &mut kept, &server, &mut ours, path, what)?;
                     }
                 }
             }
         }
+    }
+    for op in Op::BOTH {
+        let what = What { op, size: 1 << 20, batch: 1, threads: 1, hot: true };
+        throughput(&mut bench, &mut kept, &server, &mut None, Path::Host, what)?;
     }
     longest(&mut bench, &server)?;
     counted::allocated(&mut bench, &mut kept, &server)?;
@@ -83,12 +90,15 @@ struct What {
     size: usize,
     batch: usize,
     threads: usize,
+    /// The same memory for each request.
+    hot: bool,
 }
 
 impl What {
     fn case(&self, path: Path) -> String {
-        let Self { op, size, batch, threads } = self;
-        format!("op={} size={size} batch={batch} threads={threads} path={path}", op.name())
+        let Self { op, size, batch, threads, hot } = self;
+        let hot = if *hot { " memory=hot" } else { "" };
+        format!("op={} size={size} batch={batch} threads={threads} path={path}{hot}", op.name())
     }
 
     /// Bytes of one batch.
@@ -103,7 +113,7 @@ impl What {
 
     /// Memory that one thread touches, on either side.
     fn footprint(&self) -> usize {
-        self.bytes().min(self.room())
+        if self.hot { self.size } else { self.bytes().max(AROUND).min(self.room()) }
     }
 
     /// As many lanes as submitters, and at least the two that the machine's cores can use.
@@ -129,30 +139,32 @@ impl What {
             .collect()
     }
 
-    fn run_bare(&self, lanes: &[Mutex<bare::Lanes>], thread: usize) -> Result<()> {
+    /// One batch, whose first request is the thread's `first`.
+    fn run_bare(&self, lanes: &[Mutex<bare::Lanes>], thread: usize, first: usize) -> Result<()> {
         let mut lanes = lanes[thread].lock().map_err(|_| "a round panicked")?;
-        lanes.run(self.op, self.size, self.batch, STRIPE)
+        lanes.run(self.op, self.size, self.batch, STRIPE, first)
     }
 
-    fn run_ours(&self, ours: &Ours, batch: &mut Batch, thread: usize) -> Result<()> {
-        ours.run(batch, self.op, self.size, self.batch, thread * self.room(), self.room())
+    fn run_ours(&self, ours: &Ours, batch: &mut Batch, thread: usize, first: usize) -> Result<()> {
+        let (base, room) = (thread * self.room(), self.footprint());
+        ours.run(batch, self.op, self.size, self.batch, base, room, first)
+    }
+
+    /// Repeats `work`, which moves one batch from the given request on, for about `time`.
+    fn repeat(&self, time: Duration, mut work: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+        let start = Instant::now();
+        let mut first = 0;
+        while first == 0 || start.elapsed() < time {
+            work(first)?;
+            first += self.batch;
+        }
+        Ok(throughput_gb_per_s((first * self.size) as u64, start.elapsed()))
     }
 }
 
 /// Short rounds, because there are a hundred cases of them.
 fn round_time(bench: &Bench) -> Duration {
     bench.options().round_time().min(Duration::from_millis(30))
-}
-
-/// Repeats `work`, which moves `bytes` each time, for about `time`.
-fn repeat(time: Duration, bytes: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
-    let start = Instant::now();
-    let mut moved = 0;
-    while moved == 0 || start.elapsed() < time {
-        work()?;
-        moved += bytes as u64;
-    }
-    Ok(throughput_gb_per_s(moved, start.elapsed()))
 }
 
 fn throughput(
@@ -185,10 +197,10 @@ fn throughput(
     let ours_round = || {
         what.parallel(&|n| {
             let mut requests = Batch::new();
-            repeat(time, what.bytes(), || what.run_ours(ours, &mut requests, n))
+            what.repeat(time, |first| what.run_ours(ours, &mut requests, n, first))
         })
     };
-    let promise = promise::of_throughput(path, what.size, what.batch);
+    let promise = promise::of_throughput(path, what.size, what.batch).filter(|_| !what.hot);
     if let Some(promise) = promise {
         kept.add(&case, Metric::Throughput, promise);
     }
@@ -201,13 +213,15 @@ fn throughput(
             let (pid, addr) = (server.child.id(), server.remote.addr);
             let bare = vm::Remote::new(pid, addr, what.threads, what.footprint(), what.room());
             case.compare(Metric::Throughput, "bare process_vm loop", ours_round, || {
-                what.parallel(&|n| repeat(time, what.bytes(), || bare.run(what.op, what.size, what.batch, n)))
+                what.parallel(&|n| {
+                    what.repeat(time, |first| bare.run(what.op, what.size, what.batch, n, first))
+                })
             })
         }
         _ => {
             let lanes = what.bare_lanes(server)?;
             case.compare(Metric::Throughput, "bare socket loop", ours_round, || {
-                what.parallel(&|n| repeat(time, what.bytes(), || what.run_bare(&lanes, n)))
+                what.parallel(&|n| what.repeat(time, |first| what.run_bare(&lanes, n, first)))
             })
         }
     }
@@ -216,7 +230,7 @@ fn throughput(
 /// One request of 4 KiB at a time.
 fn latency(bench: &mut Bench, kept: &mut Kept, server: &Server, path: Path) -> Result<()> {
     for op in Op::BOTH {
-        let case = What { op, size: 4096, batch: 1, threads: 1 }.case(path);
+        let case = What { op, size: 4096, batch: 1, threads: 1, hot: false }.case(path);
         if !bench.wants(&case) {
             continue;
         }
@@ -238,8 +252,8 @@ fn latency(bench: &mut Bench, kept: &mut Kept, server: &Server, path: Path) -> R
         bench.case(case).target(promise::LATENCY.figure).compare_all(
             [Metric::LatencyP50, Metric::LatencyP99],
             "bare blocking ping-pong",
-            || measure(&mut || ours.run(&mut requests, op, 4096, 1, 0, 4096)),
-            || measure(&mut || bare.run(op, 4096, 1)),
+            || measure(&mut || ours.run(&mut requests, op, 4096, 1, 0, 4096, 0)),
+            || measure(&mut || bare.run(op, 4096, 1, 0)),
         )?;
     }
     Ok(())
@@ -249,7 +263,7 @@ fn latency(bench: &mut Bench, kept: &mut Kept, server: &Server, path: Path) -> R
 /// that the bare loop has not.
 fn longest(bench: &mut Bench, server: &Server) -> Result<()> {
     for op in Op::BOTH {
-        let what = What { op, size: 1 << 20, batch: 16, threads: 2 };
+        let what = What { op, size: 1 << 20, batch: 16, threads: 2, hot: false };
         let case = format!("longest of {}", what.case(Path::Net));
         if !bench.wants(&case) {
             continue;
@@ -257,13 +271,13 @@ fn longest(bench: &mut Bench, server: &Server) -> Result<()> {
         let ours = Ours::connect(server, Path::Net, what.lanes(), FOOTPRINT / 4)?;
         let lanes = what.bare_lanes(server)?;
         let time = round_time(bench);
-        let worst = |work: &(dyn Fn(&mut Batch, usize) -> Result<()> + Sync)| -> Result<f64> {
+        let worst = |work: &(dyn Fn(&mut Batch, usize, usize) -> Result<()> + Sync)| -> Result<f64> {
             let worst = Mutex::new(0.0_f64);
             what.parallel(&|n| {
                 let mut requests = Batch::new();
-                repeat(time, what.bytes(), || {
+                what.repeat(time, |first| {
                     let start = Instant::now();
-                    work(&mut requests, n)?;
+                    work(&mut requests, n, first)?;
                     let mut worst = worst.lock().map_err(|_| "a round panicked")?;
                     *worst = worst.max(start.elapsed().as_secs_f64() * 1e3);
                     Ok(())
@@ -273,8 +287,8 @@ fn longest(bench: &mut Bench, server: &Server) -> Result<()> {
         };
         let (mut most, mut most_bare) = (0.0_f64, 0.0_f64);
         for _ in 0..2 * bench.options().rounds() {
-            most = most.max(worst(&|requests, n| what.run_ours(&ours, requests, n))?);
-            most_bare = most_bare.max(worst(&|_, n| what.run_bare(&lanes, n))?);
+            most = most.max(worst(&|requests, n, first| what.run_ours(&ours, requests, n, first))?);
+            most_bare = most_bare.max(worst(&|_, n, first| what.run_bare(&lanes, n, first))?);
         }
         bench.case(case).count(Metric::Time, most, Some(("bare socket loop", most_bare)))?;
     }

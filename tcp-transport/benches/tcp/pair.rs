@@ -99,7 +99,8 @@ impl Ours {
         Ok(Self { transport, peer, local, remote: server.remote })
     }
 
-    /// One batch of `count` requests in the part of the memory that begins at `base`.
+    /// One batch of `count` requests, from slot `first` on, in the `room` bytes of the memory that begin at `base`.
+    #[allow(clippy::too_many_arguments)] // one for each dimension
     pub(crate) fn run(
         &self,
         batch: &mut Batch,
@@ -108,9 +109,10 @@ impl Ours {
         count: usize,
         base: usize,
         room: usize,
+        first: usize,
     ) -> Result<()> {
         let slots = (room / size).max(1);
-        for i in 0..count {
+        for i in first..first + count {
             let at = (base + i % slots * size) as u64;
             let (l, r) = (self.local.addr() + at, self.remote.addr + at);
             let size = size as u64;

@@ -24,11 +24,11 @@ impl Remote {
         Self { pid: Pid::from_raw(pid as i32), addr: addr as usize, room, memory }
     }
 
-    /// `count` requests of `size` bytes by this thread.
-    pub(crate) fn run(&self, op: Op, size: usize, count: usize, thread: usize) -> Result<()> {
+    /// `count` requests of `size` bytes by this thread, from this slot on.
+    pub(crate) fn run(&self, op: Op, size: usize, count: usize, thread: usize, first: usize) -> Result<()> {
         let mut memory = self.memory[thread].lock().map_err(|_| "a round panicked")?;
         let slots = (memory.len() / size).max(1);
-        for i in 0..count {
+        for i in first..first + count {
             let at = i % slots * size;
             let ours = &mut memory[at..at + size];
             let theirs = [RemoteIoVec { base: self.addr + thread * self.room + at, len: size }];
