@@ -47,7 +47,7 @@ impl Core {
             return;
         }
         let rail = self.rail(&stray);
-        stray.lot.batch.note(stray.slice.request, &format!("over {rail}: {why}"));
+        stray.lot.batch.note(stray.piece.request, &format!("over {rail}: {why}"));
         tracing::debug!(peer = %peer.name, %rail, ?failure, why, attempts = stray.lot.attempts, "an attempt failed");
         let local = stray.lot.local_nic as usize;
         if matches!(failure, Failure::Rail)
@@ -292,7 +292,7 @@ impl Core {
             let stuck = state.queue.flying().any(|(_, slice)| match state.lots.get(slice.lot) {
                 Some(Cargo::Lot(lot)) => {
                     let deadline = lot.batch.deadline;
-                    lot.batch.request_has_ended(slice.request)
+                    lot.batch.request_has_ended(slice.request())
                         && now.saturating_sub(deadline.max(slice.since)) > patience
                         && now > deadline
                 }

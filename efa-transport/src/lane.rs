@@ -20,7 +20,7 @@ use crate::scheduler::health::Health;
 use crate::scheduler::queue::{Queue, Token};
 use crate::scheduler::rail::Pace;
 use crate::scheduler::retry::Failure;
-use crate::slice::Slice;
+use crate::slice::{Piece, Slice};
 use crate::sync::lock;
 use crate::tally::Tally;
 use crate::warmup::Probe;
@@ -96,19 +96,17 @@ pub(crate) struct LaneState {
 impl LaneState {
     /// Queues the slices of a lot.
     #[inline]
-    pub(crate) fn admit(&mut self, lot: Lot, slices: impl Iterator<Item = Slice>) {
+    pub(crate) fn admit(&mut self, lot: Lot, pieces: impl Iterator<Item = Piece>) {
         let flow = lot.peer().id.slot;
         let lot = self.lots.insert(Cargo::Lot(lot));
-        for slice in slices {
-            self.queue.push(flow, slice.len(), slice.of_lot(lot));
-        }
+        self.queue.push_all(flow, pieces.map(|piece| (piece.len(), Slice::new(piece, lot))));
     }
 
     /// Queues a probe.
     pub(crate) fn admit_probe(&mut self, probe: Probe) {
         let flow = probe.peer.id.slot;
         let lot = self.lots.insert(Cargo::Probe(probe));
-        self.queue.push(flow, 0, Slice::of_probe().of_lot(lot));
+        self.queue.push(flow, 0, Slice::of_probe(lot));
     }
 }
 
@@ -200,7 +198,9 @@ impl Lane {
                 }
                 continue;
             }
-            let Some(slice) = queue.end(Token::from_raw(token as u32)) else { continue };
+            let token = Token::from_raw(token as u32);
+            let Some(&slice) = queue.get(token) else { continue };
+            queue.end(token);
             match completion.result() {
                 Ok(()) => tally.count(slice, lots, outcome),
                 Err(error) => {
@@ -225,7 +225,7 @@ impl Lane {
         self.let_go(slice.len());
         let provider = self.nic.info.provider_name();
         let failure = classify(provider, error);
-        match lots.take(slice) {
+        match lots.take(&slice) {
             Some(Taken::Stray(mut stray)) => {
                 self.counters.errors.fetch_add(1, Ordering::Relaxed);
                 stray.attempted(self.index);
@@ -250,7 +250,7 @@ impl Lane {
         queue.take_waiting(u64::MAX, |slice| which(lots, slice), |_, _, slice| slices.push(slice));
         let taken = slices.into_iter().filter_map(|slice| {
             self.let_go(slice.len());
-            lots.take(slice)
+            lots.take(&slice)
         });
         taken.collect()
     }

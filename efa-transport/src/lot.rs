@@ -2,7 +2,7 @@
 //!
 //! A thousand pages of one request are a thousand [`Slice`]s and, on each lane, one [`Lot`]: what keeps their memory
 //! registered and their batch alive is counted once for all of them. A slice whose attempt has failed, or that another NIC takes
-//! over, leaves its lane as a [`Stray`]: a slice with a lot of its own.
+//! over, leaves its lane as a [`Stray`]: a piece of memory to transfer, with a lot of its own.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::peer::{Peer, PeerTable};
 use crate::region::RegionInner;
 use crate::request::Op;
 use crate::scheduler::slicer::Cut;
-use crate::slice::{NONE, Slice};
+use crate::slice::{NONE, Piece, Slice};
 use crate::warmup::Probe;
 
 /// What slices of one batch on one lane share. Dropping one that still has slices fails their requests, so nothing is ever lost.
@@ -67,14 +67,6 @@ impl Lot {
         }
     }
 
-    /// Whether another slice of the same batch belongs to it.
-    #[inline]
-    pub(crate) fn suits(&self, region: &Arc<RegionInner>, party: u32, op: Op, cut: &Cut) -> bool {
-        (self.local_chunk, self.remote_chunk) == (cut.local_chunk, cut.remote_chunk)
-            && Arc::ptr_eq(&self.region, region)
-            && (self.party, self.op) == (party, op)
-    }
-
     #[inline]
     pub(crate) const fn add_slice(&mut self) {
         self.slices += 1;
@@ -114,9 +106,9 @@ impl Lot {
         self.table().nics_of(self.remote_chunk)
     }
 
-    /// The immediate of the slice's request.
-    pub(crate) fn immediate(&self, slice: &Slice) -> Option<u64> {
-        self.batch.requests.get(slice.request as usize)?.immediate.map(u64::from)
+    /// The immediate of a request.
+    pub(crate) fn immediate(&self, request: u32) -> Option<u64> {
+        self.batch.requests.get(request as usize)?.immediate.map(u64::from)
     }
 
     /// So many slices are over: nothing touches memory for them any more.
@@ -151,30 +143,36 @@ impl Drop for Lot {
 /// A slice between two lanes. Dropping it fails its request, if that has not ended.
 pub(crate) struct Stray {
     pub(crate) lot: Lot,
-    pub(crate) slice: Slice,
+    pub(crate) piece: Piece,
 }
 
 impl Stray {
     /// From a lot with this slice only.
-    pub(crate) fn new(mut lot: Lot, slice: Slice) -> Self {
-        lot.request = Some(slice.request);
-        Self { lot, slice }
+    pub(crate) fn new(mut lot: Lot, piece: Piece) -> Self {
+        lot.request = Some(piece.request);
+        Self { lot, piece }
+    }
+
+    /// The one that carries its request's immediate.
+    pub(crate) fn gate(mut lot: Lot, piece: Piece) -> Self {
+        lot.gate = true;
+        Self::new(lot, piece)
     }
 
     /// An attempt has ended, of local NIC `lane`.
     pub(crate) fn attempted(&mut self, lane: usize) {
         self.lot.attempts = self.lot.attempts.saturating_add(1);
-        (self.lot.local_nic, self.lot.remote_nic) = (lane as u8, self.slice.remote_nic);
+        self.lot.local_nic = lane as u8;
     }
 
     #[inline]
     pub(crate) fn has_ended(&self) -> bool {
-        self.lot.batch.request_has_ended(self.slice.request)
+        self.lot.batch.request_has_ended(self.piece.request)
     }
 
     /// Fails its request; false if that had ended before.
     pub(crate) fn fail(self, error: impl FnOnce(&Party) -> Error) -> bool {
-        self.lot.batch.fail(self.slice.request, error)
+        self.lot.batch.fail(self.piece.request, error)
     }
 }
 
@@ -217,22 +215,26 @@ impl Lots {
     }
 
     /// Takes a slice out that has left the queue.
-    pub(crate) fn take(&mut self, slice: Slice) -> Option<Taken> {
+    pub(crate) fn take(&mut self, slice: &Slice) -> Option<Taken> {
         let number = slice.lot as usize;
-        match self.0.get_mut(number)? {
-            Cargo::Lot(lot) if lot.slices > 1 => Some(Taken::Stray(Stray::new(lot.split(), slice))),
-            _ => Some(match self.0.remove(number) {
-                Cargo::Lot(lot) => Taken::Stray(Stray::new(lot, slice)),
-                Cargo::Probe(probe) => Taken::Probe(probe),
-            }),
+        let mut lot = match self.0.get_mut(number)? {
+            Cargo::Lot(lot) if lot.slices > 1 => lot.split(),
+            _ => match self.0.remove(number) {
+                Cargo::Lot(lot) => lot,
+                Cargo::Probe(probe) => return Some(Taken::Probe(probe)),
+            },
+        };
+        if slice.remote_nic != NONE {
+            lot.remote_nic = slice.remote_nic;
         }
+        Some(Taken::Stray(Stray::new(lot, slice.piece)))
     }
 
     /// Whether nobody waits for a slice any more.
     #[inline]
     pub(crate) fn has_ended(&self, slice: &Slice) -> bool {
         match self.get(slice.lot) {
-            Some(Cargo::Lot(lot)) => lot.batch.request_has_ended(slice.request),
+            Some(Cargo::Lot(lot)) => lot.batch.request_has_ended(slice.request()),
             Some(Cargo::Probe(probe)) => probe.is_over(),
             None => true,
         }

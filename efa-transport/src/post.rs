@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fabric_safe::{PostError, PostFlags, Remote, Transmit, WriteOptions};
+use fabric_safe::{Address, OperationId, PostError, PostFlags, Remote, Transmit, WriteOptions};
 
 use crate::addresses::{PeerAddresses, evict};
 use crate::descriptor::NicEntry;
@@ -17,10 +17,11 @@ use crate::nic::{PROBE_BYTES, PROBE_LANDING};
 use crate::peer::Peer;
 use crate::request::Op;
 use crate::scheduler::queue::Token;
-use crate::scheduler::rail::{partner, partners};
+use crate::scheduler::rail::{has_one_partner, partner};
 use crate::scheduler::retry::Failure;
-use crate::slice::{NONE, Slice};
+use crate::slice::NONE;
 use crate::sync::nanos;
+use crate::warmup::Probe;
 
 /// How long a peer may take nothing at all before that counts as a failed attempt. Connections over TCP are set up within a
 /// second even when the first packet is lost.
@@ -66,39 +67,45 @@ impl Lane {
         let endpoint = Arc::clone(&state.endpoint);
         let Ok(mut transmit) = endpoint.transmit() else { return 0 };
         let now = context.now();
-        let mut path = Path::NONE;
         let mut posted = 0;
         let mut full = 0;
-        while posted < POSTS {
-            let Some(token) = state.queue.next(now) else { break };
-            // Only if another one follows for certain: the card is not told of this one before.
-            let more = context.doorbell_batching && posted + 1 < POSTS && state.queue.has_another();
-            match self.hand_over(state, &mut transmit, token, &mut path, more, context) {
-                Ok(()) => {
-                    state.queue.posted(token);
-                    posted += 1;
-                    full = 0;
+        let mut next = state.queue.next(now);
+        while let Some(token) = next {
+            let before = posted;
+            let refused = match self.find_path(state, token, context) {
+                Ok(path) => self.post_run(state, &mut transmit, token, &path, (context, now), &mut posted),
+                Err(refused) => Some((token, refused)),
+            };
+            if posted > before {
+                full = 0;
+            }
+            let Some((token, refused)) = refused else { break };
+            match refused {
+                // The first slice of another lot.
+                Refused::Other => {
+                    next = Some(token);
+                    continue;
                 }
-                Err(Refused::Again) => {
+                Refused::Again => {
                     self.counters.again.fetch_add(1, Ordering::Relaxed);
                     if self.is_stalled(state, token, now) {
                         self.give_up(state, token, context, outcome);
-                        continue;
-                    }
-                    state.queue.again(token, now);
-                    full += 1;
-                    // Two peers in a row that cannot take more: it is the card's queue that is full.
-                    if full >= 2 && state.queue.in_flight() > 0 {
-                        break;
+                    } else {
+                        state.queue.again(token, now);
+                        full += 1;
+                        // Two peers in a row that cannot take more: it is the card's queue that is full.
+                        if full >= 2 && state.queue.in_flight() > 0 {
+                            break;
+                        }
                     }
                 }
-                Err(Refused::Closed) => {
+                Refused::Closed => {
                     state.queue.again(token, now);
                     break;
                 }
                 // A slice that nobody waits for.
-                Err(Refused::Never) => drop(self.take(state, token)),
-                Err(Refused::Fail(failure, why)) => match self.take(state, token) {
+                Refused::Never => drop(self.take(state, token)),
+                Refused::Fail(failure, why) => match self.take(state, token) {
                     Some(Taken::Stray(mut stray)) => {
                         self.counters.errors.fetch_add(1, Ordering::Relaxed);
                         stray.attempted(self.index);
@@ -108,78 +115,108 @@ impl Lane {
                     None => {}
                 },
             }
+            next = if posted < POSTS { state.queue.next(now) } else { None };
         }
         self.counters.slices.fetch_add(posted as u64, Ordering::Relaxed);
         posted
     }
 
-    /// Gives the operation behind `token` to the provider.
-    #[inline]
-    fn hand_over(
+    /// Posts the slice behind `token` and those of the same lot behind it. Comes back when there is nothing more to post, or with
+    /// a slice that was not posted.
+    fn post_run(
         &self,
         state: &mut LaneState,
         transmit: &mut Transmit<'_>,
-        token: Token,
-        path: &mut Path,
-        more: bool,
-        context: &Context<'_>,
-    ) -> Result<(), Refused> {
-        let lot = state.queue.get(token).ok_or(Refused::Never)?.lot;
-        if path.lot != lot || !path.steady {
-            *path = self.find_path(state, token, lot, context)?;
-        }
+        mut token: Token,
+        path: &Path,
+        (context, now): (&Context<'_>, u64),
+        posted: &mut usize,
+    ) -> Option<(Token, Refused)> {
         let LaneState { queue, lots, peers, .. } = state;
-        let slice = queue.get_mut(token).ok_or(Refused::Never)?;
-        let address = peers
-            .get(path.slot)
-            .and_then(|peer| peer.addresses.get(path.remote_nic as usize)?.as_ref())
-            .ok_or(Refused::Again)?;
-        let lot = match lots.get_mut(lot) {
+        let Some(address) =
+            peers.get(path.slot).and_then(|peer| peer.addresses.get(path.remote_nic as usize)?.as_ref())
+        else {
+            return Some((token, Refused::Again));
+        };
+        let lot = match lots.get_mut(path.lot) {
             Some(Cargo::Lot(lot)) => lot,
             Some(Cargo::Probe(probe)) => {
-                let landing = PROBE_LANDING..PROBE_LANDING + PROBE_BYTES;
-                let target = self.nic.probe.slice(landing).map_err(|usage| Refused::operation(&usage))?;
-                return posted(transmit.read(address, target, probe.remote(), token.raw().into()));
+                return match self.post_probe(transmit, address, probe, token) {
+                    Ok(()) => {
+                        queue.posted(token);
+                        *posted += 1;
+                        queue.next(now).map(|token| (token, Refused::Other))
+                    }
+                    Err(refused) => Some((token, refused)),
+                };
             }
-            None => return Err(Refused::Never),
+            None => return Some((token, Refused::Never)),
         };
-        if lot.batch.request_has_ended(slice.request) {
-            return Err(Refused::Never);
+        let Some(region) = lot.region.handle(path.handle) else {
+            return Some((token, Refused::no_key("local")));
+        };
+        let special = lot.gate || context.doorbell_batching;
+        let mut slice = queue.get_mut(token)?;
+        loop {
+            if lot.batch.request_has_ended(slice.request()) {
+                return Some((token, Refused::Never));
+            }
+            (slice.since, slice.remote_nic) = (now, path.remote_nic);
+            let start = slice.piece.local.wrapping_sub(path.local_base) as usize;
+            let local = match region.slice(start..start.wrapping_add(slice.len() as usize)) {
+                Ok(local) => local,
+                Err(usage) => return Some((token, Refused::operation(&usage))),
+            };
+            let at = path.remote.address.wrapping_add(slice.piece.remote);
+            let remote = Remote { address: at, key: path.remote.key };
+            let raw = u64::from(token.raw());
+            let result = match lot.op {
+                _ if special => {
+                    let immediate = if lot.gate { lot.immediate(slice.request()) } else { None };
+                    // Only if another one follows for certain: the card is not told of this one before.
+                    let more = context.doorbell_batching && *posted + 1 < POSTS && queue.has_another();
+                    let flags = if more { PostFlags::MORE } else { PostFlags::empty() };
+                    let options = WriteOptions { immediate, flags };
+                    post_special(transmit, address, lot.op, local, remote, options, raw)
+                }
+                Op::Write => transmit.write(address, local, remote, raw),
+                Op::Read => transmit.read(address, local, remote, raw),
+            };
+            if let Err(error) = result {
+                return Some((token, refused(error)));
+            }
+            queue.posted(token);
+            lot.blocked_since = 0;
+            *posted += 1;
+            if *posted >= POSTS {
+                return None;
+            }
+            (token, slice) = queue.take_next(now)?;
+            if slice.lot != path.lot || !path.steady {
+                return Some((token, Refused::Other));
+            }
         }
-        (slice.since, slice.remote_nic) = (context.now(), path.remote_nic);
-        let region = lot.region.handle(path.handle).ok_or_else(|| Refused::no_key("local"))?;
-        let start = slice.local.wrapping_sub(path.local_base) as usize;
-        let local = region
-            .slice(start..start.wrapping_add(slice.len() as usize))
-            .map_err(|usage| Refused::operation(&usage))?;
-        let remote = Remote { address: path.remote.address.wrapping_add(slice.remote), key: path.remote.key };
-        let token = u64::from(token.raw());
-        let result = match lot.op {
-            Op::Write if lot.gate || more => {
-                let immediate = if lot.gate { lot.immediate(slice) } else { None };
-                let flags = if more { PostFlags::MORE } else { PostFlags::empty() };
-                transmit.write_with(address, &[local], remote, WriteOptions { immediate, flags }, token)
-            }
-            Op::Write => transmit.write(address, local, remote, token),
-            Op::Read if more => transmit.read_with(address, &[local], remote, PostFlags::MORE, token),
-            Op::Read => transmit.read(address, local, remote, token),
-        };
-        posted(result)?;
-        lot.blocked_since = 0;
-        Ok(())
+    }
+
+    #[cold]
+    fn post_probe(
+        &self,
+        transmit: &mut Transmit<'_>,
+        address: &Address,
+        probe: &Probe,
+        token: Token,
+    ) -> Result<(), Refused> {
+        let landing = PROBE_LANDING..PROBE_LANDING + PROBE_BYTES;
+        let target = self.nic.probe.slice(landing).map_err(|usage| Refused::operation(&usage))?;
+        transmit.read(address, target, probe.remote(), token.raw().into()).map(drop).map_err(refused)
     }
 
     /// The path of the slice behind `token`, with the remote NIC's address in the vector.
-    fn find_path(
-        &self,
-        state: &mut LaneState,
-        token: Token,
-        lot: u32,
-        context: &Context<'_>,
-    ) -> Result<Path, Refused> {
+    fn find_path(&self, state: &mut LaneState, token: Token, context: &Context<'_>) -> Result<Path, Refused> {
         state.turn = state.turn.wrapping_add(1);
         let now = context.now();
         let slice = state.queue.get(token).ok_or(Refused::Never)?;
+        let lot = slice.lot;
         let mut path = Path { lot, ..Path::NONE };
         let (peer, nics) = match state.lots.get_mut(lot).ok_or(Refused::Never)? {
             Cargo::Probe(probe) => {
@@ -191,10 +228,10 @@ impl Lane {
                 (Arc::clone(&probe.peer), Arc::clone(&probe.nics))
             }
             Cargo::Lot(lot) => {
-                if lot.batch.request_has_ended(slice.request) {
+                if lot.batch.request_has_ended(slice.request()) {
                     return Err(Refused::Never);
                 }
-                self.find_rail(lot, slice, &mut path, state.turn, context)?;
+                self.find_rail(lot, &mut path, state.turn, context)?;
                 (Arc::clone(lot.peer()), Arc::clone(&lot.table().nics))
             }
         };
@@ -207,7 +244,6 @@ impl Lane {
     fn find_rail(
         &self,
         lot: &Lot,
-        slice: &Slice,
         path: &mut Path,
         turn: usize,
         context: &Context<'_>,
@@ -222,7 +258,7 @@ impl Lane {
             return Err(Refused::Fail(Failure::Operation, "the peer has the memory on no NIC".into()));
         };
         path.remote_nic = remote_nic as u8;
-        path.steady = eligible == all && partners(self.index, context.lanes, count).count_ones() == 1;
+        path.steady = eligible == all && has_one_partner(self.index, context.lanes, count);
         path.handle =
             lot.region.handle_of(lot.local_chunk, self.index).ok_or_else(|| Refused::no_key("local"))?;
         let handle = lot.region.handle(path.handle).ok_or_else(|| Refused::no_key("local"))?;
@@ -230,7 +266,6 @@ impl Lane {
         // Of address 0: the slices' own are added.
         path.remote =
             lot.table().remote(lot.remote_chunk, remote_nic, 0).ok_or_else(|| Refused::no_key("remote"))?;
-        debug_assert!(slice.len() > 0);
         Ok(())
     }
 
@@ -276,7 +311,7 @@ impl Lane {
     fn take(&self, state: &mut LaneState, token: Token) -> Option<Taken> {
         let slice = state.queue.end(token)?;
         self.let_go(slice.len());
-        state.lots.take(slice)
+        state.lots.take(&slice)
     }
 
     /// Whether the provider has had no room for an operation for a long time although nothing else is in flight to that peer. With
@@ -305,7 +340,7 @@ impl Lane {
         let Some(taken) = self.take(state, token) else { return };
         self.counters.errors.fetch_add(1, Ordering::Relaxed);
         let (peer, remote_nic) = match &taken {
-            Taken::Stray(stray) => (stray.lot.peer(), stray.slice.remote_nic as usize),
+            Taken::Stray(stray) => (stray.lot.peer(), stray.lot.remote_nic as usize),
             Taken::Probe(probe) => (&probe.peer, probe.remote_nic),
         };
         if let Some(known) = state.peers.get_mut(peer.id.slot as usize)
@@ -327,12 +362,31 @@ impl Lane {
     }
 }
 
+/// Posts an operation with an immediate or flags.
+#[inline(never)] // out of the loop that posts the many without
+fn post_special(
+    transmit: &mut Transmit<'_>,
+    address: &Address,
+    op: Op,
+    local: fabric_safe::Slice<'_>,
+    remote: Remote,
+    options: WriteOptions,
+    token: u64,
+) -> Result<OperationId, PostError> {
+    match op {
+        Op::Write => transmit.write_with(address, &[local], remote, options, token),
+        Op::Read => transmit.read_with(address, &[local], remote, options.flags, token),
+    }
+}
+
 /// Why it was not posted.
 enum Refused {
     Again,
     Closed,
     /// Its request has ended: it is not wanted any more.
     Never,
+    /// It needs a path of its own.
+    Other,
     Fail(Failure, String),
 }
 
@@ -348,15 +402,6 @@ impl Refused {
 }
 
 /// What the provider said.
-#[inline]
-fn posted<T>(result: Result<T, PostError>) -> Result<(), Refused> {
-    match result {
-        Ok(_) => Ok(()),
-        Err(PostError::Again) => Err(Refused::Again),
-        Err(error) => Err(refused(error)),
-    }
-}
-
 #[cold]
 fn refused(error: PostError) -> Refused {
     match error {

@@ -64,18 +64,38 @@ impl Shape<'_> {
         self.len() == Some(0)
     }
 
-    /// Calls `each` with every range in order; stops at the first error.
-    fn for_each(&self, mut each: impl FnMut(u64, u64) -> Result<(), Error>) -> Result<(), Error> {
-        let wraps = || Error::Request("a strided range wraps around the address space".into());
+    /// Appends the ranges in order; those that touch become one, and empty ones vanish. `Ok(false)` if not all lie `within`.
+    fn push_to(&self, ranges: &mut Vec<Range>, within: Range) -> Result<bool, Error> {
+        let from = ranges.len();
         match *self {
-            Self::Contiguous { addr, len } => each(addr, len),
-            Self::Paged { page_len, addrs } => addrs.iter().try_for_each(|&a| each(a, page_len)),
-            Self::Strided { addr, block_len, stride, count } => (0..count).try_for_each(|i| {
-                let at = i.checked_mul(stride).and_then(|d| addr.checked_add(d)).ok_or_else(wraps)?;
-                each(at, block_len)
-            }),
-            Self::Scatter(ranges) => ranges.iter().try_for_each(|&(a, l)| each(a, l)),
+            Self::Contiguous { addr, len } => ranges.push(Range { at: addr, len }),
+            Self::Paged { page_len, addrs } => {
+                ranges.extend(addrs.iter().map(|&at| Range { at, len: page_len }));
+            }
+            Self::Strided { addr, block_len, stride, count } if stride == block_len => {
+                ranges.push(Range { at: addr, len: block_len * count });
+            }
+            Self::Strided { addr, block_len, stride, count } => {
+                for i in 0..count {
+                    let at = i.checked_mul(stride).and_then(|d| addr.checked_add(d));
+                    let wraps = || Error::Request("a strided range wraps around the address space".into());
+                    ranges.push(Range { at: at.ok_or_else(wraps)?, len: block_len });
+                }
+            }
+            Self::Scatter(list) => ranges.extend(list.iter().map(|&(at, len)| Range { at, len })),
         }
+        // One look at all, without a way out of the loop: pages of a cache are hardly ever empty, neighbours or outside.
+        let (mut inside, mut mergeable) = (true, false);
+        let mut end = ranges.get(from).map_or(0, |first| !first.at);
+        for range in &ranges[from..] {
+            inside &= within.contains(range);
+            mergeable |= range.len == 0 || range.at == end;
+            end = range.at.wrapping_add(range.len);
+        }
+        if inside && mergeable {
+            merge(ranges, from);
+        }
+        Ok(inside)
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -178,6 +198,13 @@ pub(crate) struct Range {
     pub(crate) len: u64,
 }
 
+impl Range {
+    #[inline]
+    const fn contains(&self, other: &Self) -> bool {
+        other.len <= self.len && other.at.wrapping_sub(self.at) <= self.len - other.len
+    }
+}
+
 /// A request of a batch; its ranges lie in the batch's lists.
 #[derive(Debug)]
 pub(crate) struct Stored {
@@ -264,23 +291,16 @@ impl Batch {
             return Err(Error::AccessDenied { wanted });
         }
         let inner = local.inner()?;
-        let locals = self.local.len();
-        local_shape.for_each(|addr, len| {
-            if !inner.contains(addr, len) {
-                let (region_addr, region_len) = (local.addr(), local.len());
-                return Err(Error::OutOfBounds { addr, len, region_addr, region_len });
-            }
-            push_merged(&mut self.local, locals, Range { at: addr, len });
-            Ok(())
-        })?;
-        let remotes = self.remote.len();
-        remote_shape.for_each(|addr, len| {
-            if addr.checked_add(len).is_none() {
-                return Err(Error::Request(format!("{len} bytes at {addr:#x} reach past 2^64")));
-            }
-            push_merged(&mut self.remote, remotes, Range { at: addr, len });
-            Ok(())
-        })?;
+        let (locals, remotes) = (self.local.len(), self.remote.len());
+        let region = Range { at: inner.addr, len: inner.len };
+        if !local_shape.push_to(&mut self.local, region)? {
+            let outside = self.local[locals..].iter().find(|range| !region.contains(range));
+            let Range { at: addr, len } = outside.copied().unwrap_or(region);
+            return Err(Error::OutOfBounds { addr, len, region_addr: region.at, region_len: region.len });
+        }
+        if !remote_shape.push_to(&mut self.remote, Range { at: 0, len: u64::MAX })? {
+            return Err(Error::Request("a remote range reaches past 2^64".into()));
+        }
         self.requests.push(Stored {
             op,
             peer,
@@ -294,19 +314,23 @@ impl Batch {
     }
 }
 
-/// Appends a range, joining it to the last one behind `floor` if they touch; empty ranges vanish.
-fn push_merged(ranges: &mut Vec<Range>, floor: usize, range: Range) {
-    if range.len == 0 {
-        return;
+/// From index `from` on, joins ranges that touch and drops empty ones. None reaches past 2^64.
+#[cold]
+fn merge(ranges: &mut Vec<Range>, from: usize) {
+    let mut kept = from;
+    for index in from..ranges.len() {
+        let range = ranges[index];
+        if range.len == 0 {
+            continue;
+        }
+        if kept > from && ranges[kept - 1].at.wrapping_add(ranges[kept - 1].len) == range.at {
+            ranges[kept - 1].len += range.len;
+        } else {
+            ranges[kept] = range;
+            kept += 1;
+        }
     }
-    if ranges.len() > floor
-        && let Some(last) = ranges.last_mut()
-        && last.at.checked_add(last.len) == Some(range.at)
-    {
-        last.len += range.len;
-        return;
-    }
-    ranges.push(range);
+    ranges.truncate(kept);
 }
 
 #[cfg(test)]
@@ -315,13 +339,29 @@ mod tests {
 
     #[test]
     fn neighbours_are_joined_within_a_request_only() {
+        let all = Range { at: 0, len: u64::MAX };
         let mut ranges = vec![Range { at: 0, len: 10 }];
-        push_merged(&mut ranges, 1, Range { at: 10, len: 5 });
-        push_merged(&mut ranges, 1, Range { at: 15, len: 5 });
-        push_merged(&mut ranges, 1, Range { at: 30, len: 0 });
-        push_merged(&mut ranges, 1, Range { at: 19, len: 5 });
-        let expected = [(0, 10), (10, 10), (19, 5)].map(|(at, len)| Range { at, len });
+        let scattered = Shape::Scatter(&[(10, 5), (15, 5), (30, 0), (19, 5), (24, 1)]);
+        assert!(scattered.push_to(&mut ranges, all).unwrap());
+        let expected = [(0, 10), (10, 10), (19, 6)].map(|(at, len)| Range { at, len });
         assert_eq!(ranges, expected);
+        ranges.clear();
+        assert!(Shape::Scatter(&[(0, 0), (0, 5)]).push_to(&mut ranges, all).unwrap());
+        assert_eq!(ranges, [Range { at: 0, len: 5 }], "from address 0");
+        ranges.clear();
+        assert!(Shape::Paged { page_len: 8, addrs: &[8, 16, 0] }.push_to(&mut ranges, all).unwrap());
+        assert_eq!(ranges, [(8, 16), (0, 8)].map(|(at, len)| Range { at, len }));
+    }
+
+    #[test]
+    fn ranges_outside_are_found() {
+        let inside = |within: (u64, u64), range: (u64, u64)| {
+            let within = Range { at: within.0, len: within.1 };
+            Shape::Scatter(&[range]).push_to(&mut Vec::new(), within).unwrap()
+        };
+        assert!(inside((100, 10), (100, 10)) && inside((100, 10), (105, 5)) && inside((100, 10), (110, 0)));
+        assert!(!inside((100, 10), (99, 5)) && !inside((100, 10), (105, 6)) && !inside((100, 10), (0, 200)));
+        assert!(inside((0, u64::MAX), (u64::MAX - 2, 2)) && !inside((0, u64::MAX), (u64::MAX - 1, 2)));
     }
 
     #[test]

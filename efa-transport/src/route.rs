@@ -13,7 +13,7 @@ use crate::region::RegionInner;
 use crate::request::Op;
 use crate::scheduler::rail::{Chooser, Set, cost, members, partners};
 use crate::scheduler::slicer::Cut;
-use crate::slice::{NONE, Slice};
+use crate::slice::{NONE, Piece};
 use crate::sync::lock;
 
 /// A lane with less than this waiting is not worth taking over from.
@@ -29,27 +29,46 @@ pub(crate) struct Staging {
 #[derive(Default)]
 pub(crate) struct Staged {
     lots: Vec<Lot>,
-    slices: Vec<Slice>,
+    pieces: Vec<Piece>,
     /// Of all the slices.
     weight: u64,
+    /// What the latest lot was made for; 0 for none.
+    serial: u32,
+}
+
+/// What slices of one request have in common, but for the chunks that they lie in.
+pub(crate) struct Kind<'a> {
+    pub(crate) batch: &'a Arc<BatchState>,
+    pub(crate) region: &'a Arc<RegionInner>,
+    pub(crate) party: u32,
+    pub(crate) op: Op,
+}
+
+impl Kind<'_> {
+    /// A lot for one slice, and those that are added.
+    #[inline(never)]
+    pub(crate) fn lot(&self, cut: &Cut) -> Lot {
+        Lot::new(self.batch, self.region, self.party, self.op, cut)
+    }
 }
 
 impl Staged {
-    /// Adds a slice of a request to the latest lot, or to a new one.
+    /// Adds a slice of a request to the latest lot, or to a new one if that was made for something else; `serial`, which is not
+    /// 0, says for what.
     #[inline]
-    pub(crate) fn add(
-        &mut self,
-        (batch, request): (&Arc<BatchState>, u32),
-        region: &Arc<RegionInner>,
-        (party, op): (u32, Op),
-        cut: &Cut,
-    ) {
+    pub(crate) fn add(&mut self, request: u32, serial: u32, kind: &Kind<'_>, cut: &Cut) {
         match self.lots.last_mut() {
-            Some(lot) if lot.suits(region, party, op, cut) => lot.add_slice(),
-            _ => self.lots.push(Lot::new(batch, region, party, op, cut)),
+            Some(lot) if self.serial == serial => lot.add_slice(),
+            _ => self.begin_lot(serial, kind, cut),
         }
-        self.slices.push(Slice::new(request, cut.local, cut.remote, cut.len));
+        self.pieces.push(Piece::new(request, cut));
         self.weight += Lane::weight(cut.len);
+    }
+
+    #[inline(never)]
+    fn begin_lot(&mut self, serial: u32, kind: &Kind<'_>, cut: &Cut) {
+        self.lots.push(kind.lot(cut));
+        self.serial = serial;
     }
 
     /// What the slices count in the lane's load.
@@ -59,9 +78,10 @@ impl Staged {
     }
 
     fn add_stray(&mut self, stray: Stray) {
-        self.weight += Lane::weight(stray.slice.len());
-        self.slices.push(stray.slice);
+        self.weight += Lane::weight(stray.piece.len());
+        self.pieces.push(stray.piece);
         self.lots.push(stray.lot);
+        self.serial = 0;
     }
 }
 
@@ -146,18 +166,19 @@ impl Core {
 
     /// Queues slices on a lane and posts what can be posted.
     pub(crate) fn hand_to(&self, lane: &Lane, staged: &mut Staged, now: u64) {
-        if staged.slices.is_empty() {
+        if staged.pieces.is_empty() {
             return;
         }
         lane.expect(std::mem::take(&mut staged.weight));
         let mut outcome = Outcome::default();
         {
             let mut state = lock(&lane.state);
-            let mut slices = staged.slices.drain(..);
+            let mut pieces = staged.pieces.drain(..);
             for lot in staged.lots.drain(..) {
                 let count = lot.slices() as usize;
-                state.admit(lot, slices.by_ref().take(count));
+                state.admit(lot, pieces.by_ref().take(count));
             }
+            staged.serial = 0;
             lane.post(&mut state, &Context::new(self, Some(now)), &mut outcome);
         }
         if !outcome.is_empty() {
@@ -178,7 +199,7 @@ impl Core {
         let eligible = self.eligible(&stray.lot.region, stray.lot.party(), chunks, usable, now);
         let near = stray.lot.region.near;
         let chooser = &mut Chooser::default();
-        match self.choose(eligible, near, stray.slice.len(), (chooser, self.next_turn()), |_| 0) {
+        match self.choose(eligible, near, stray.piece.len(), (chooser, self.next_turn()), |_| 0) {
             Some(lane) => {
                 let mut staging = self.take_staging();
                 staging.lanes[lane].add_stray(stray);
@@ -288,13 +309,13 @@ impl Core {
             );
             // They were taken from the end.
             for slice in taken.drain(..).rev() {
-                if let Some(Taken::Stray(stray)) = lots.take(slice) {
+                if let Some(Taken::Stray(stray)) = lots.take(&slice) {
                     self.lanes[from].let_go(slice.len());
                     staging.lanes[to].add_stray(stray);
                 }
             }
             drop(state);
-            let count = staging.lanes[to].slices.len();
+            let count = staging.lanes[to].pieces.len();
             self.lanes[to].counters.taken_over.fetch_add(count as u64, Ordering::Relaxed);
             self.hand_to(&self.lanes[to], &mut staging.lanes[to], now);
             lock(&self.staging).push(staging);

@@ -7,12 +7,12 @@ use std::time::Duration;
 use crate::batch::{BatchHandle, BatchState, Party};
 use crate::core::Core;
 use crate::error::Error;
-use crate::lot::{Lot, Stray};
+use crate::lot::Stray;
 use crate::request::{Batch, Range, Stored};
-use crate::route::Staged;
+use crate::route::{Kind, Staged};
 use crate::scheduler::rail::{Chooser, Set};
 use crate::scheduler::slicer::{Cut, Hole, Stretch, longest_slice, slice};
-use crate::slice::Slice;
+use crate::slice::Piece;
 use crate::sync::{lock, nanos};
 
 /// Batch states that are kept for reuse.
@@ -36,7 +36,71 @@ struct Stage<'a> {
     /// Slices with an immediate that wait for no others.
     gates: Vec<Stray>,
     /// Slices to the current peer that have not been counted yet.
-    made: usize,
+    uncounted: usize,
+    /// The latest request that was cut: its slices, whether some could go nowhere, and where the latest of them could go.
+    latest: Option<u32>,
+    slices: u32,
+    stranded: bool,
+    rails: Rails,
+    /// Of the rails: lots do not reach over a change.
+    serial: u32,
+}
+
+impl Stage<'_> {
+    /// Gives a slice to the lane that suits it.
+    #[inline(always)] // into the loop that cuts, which has the slice in registers
+    fn place(&mut self, core: &Core, request: u32, kind: &Kind<'_>, cut: &Cut) {
+        if self.rails.chunks != (cut.local_chunk, cut.remote_chunk) {
+            self.find_rails(core, kind, cut);
+        }
+        let mut lane = self.rails.only;
+        if lane >= self.lanes.len() {
+            lane = self.choose(core, kind, cut);
+        }
+        match self.lanes.get_mut(lane) {
+            Some(lane) => {
+                lane.add(request, self.serial, kind, cut);
+                self.slices += 1;
+            }
+            None => self.stranded = true,
+        }
+    }
+
+    #[inline(never)] // it happens at seams
+    fn find_rails(&mut self, core: &Core, kind: &Kind<'_>, cut: &Cut) {
+        let chunks = (cut.local_chunk, cut.remote_chunk);
+        let party = &kind.batch.parties[kind.party as usize];
+        self.rails = Rails::new(chunks, core.eligible(kind.region, party, chunks, self.usable, self.now));
+        self.serial += 1;
+    }
+
+    /// One of several lanes; no lane's number if there is none.
+    #[inline(never)]
+    fn choose(&mut self, core: &Core, kind: &Kind<'_>, cut: &Cut) -> usize {
+        self.turn = if self.turn + 1 >= self.lanes.len() { 0 } else { self.turn + 1 };
+        let turn = (&mut self.chooser, self.turn);
+        let staged = |lane: usize| self.lanes[lane].weight();
+        core.choose(self.rails.eligible, kind.region.near, cut.len, turn, staged).unwrap_or(usize::MAX)
+    }
+}
+
+/// Where the slices between two chunks can go.
+#[derive(Clone, Copy)]
+struct Rails {
+    chunks: (u32, u32),
+    eligible: Set,
+    /// The lane, if there is one only; no lane's number otherwise.
+    only: usize,
+}
+
+impl Rails {
+    /// Of no chunks.
+    const NONE: Self = Self { chunks: (u32::MAX, u32::MAX), eligible: 0, only: usize::MAX };
+
+    fn new(chunks: (u32, u32), eligible: Set) -> Self {
+        let only = if eligible.is_power_of_two() { eligible.trailing_zeros() as usize } else { usize::MAX };
+        Self { chunks, eligible, only }
+    }
 }
 
 impl Core {
@@ -68,18 +132,23 @@ impl Core {
             turn: self.next_turn(),
             lanes: &mut staging.lanes,
             gates: Vec::new(),
-            made: 0,
+            uncounted: 0,
+            latest: None,
+            slices: 0,
+            stranded: false,
+            rails: Rails::NONE,
+            serial: 0,
         };
         let mut party = 0;
         for (index, stored) in batch.requests.iter().enumerate() {
             let its_party = state.requests[index].party;
             if its_party != party {
-                state.add_slices(party, std::mem::take(&mut stage.made));
+                state.add_slices(party, std::mem::take(&mut stage.uncounted));
                 party = its_party;
             }
             self.stage(&mut stage, index as u32, stored, batch);
         }
-        state.add_slices(party, stage.made);
+        state.add_slices(party, stage.uncounted);
         let gates = stage.gates;
         batch.clear();
         for (lane, staged) in self.lanes.iter().zip(&mut staging.lanes) {
@@ -114,62 +183,41 @@ impl Core {
             self.config.slice_bytes,
             self.longest,
         );
-        let (mut chunks, mut eligible) = (None, 0);
-        let mut stranded = false;
-        let mut held: Option<Cut> = None;
-        let gated = stored.immediate.is_some();
-        let mut made = 0;
-        let lanes = self.lanes.len();
-        let stretch = |range: &Range| Stretch { at: range.at, len: range.len };
-        let sliced = slice(
-            batch.local[stored.local.clone()].iter().map(stretch),
-            batch.remote[stored.remote.clone()].iter().map(stretch),
-            |addr| region.chunk_at(addr),
-            |addr| party.table.chunk_at(addr, stored.op),
-            longest,
-            |mut cut| {
-                if gated {
-                    // The last one waits for all others.
-                    match held.replace(cut) {
-                        Some(before) => cut = before,
-                        None => return,
-                    }
-                }
-                if chunks != Some((cut.local_chunk, cut.remote_chunk)) {
-                    let its_chunks = (cut.local_chunk, cut.remote_chunk);
-                    eligible = self.eligible(region, party, its_chunks, stage.usable, stage.now);
-                    chunks = Some(its_chunks);
-                }
-                stage.turn = if stage.turn + 1 >= lanes { 0 } else { stage.turn + 1 };
-                let turn = (&mut stage.chooser, stage.turn);
-                let staged = |lane: usize| stage.lanes[lane].weight();
-                match self.choose(eligible, region.near, cut.len, turn, staged) {
-                    Some(lane) => {
-                        made += 1;
-                        stage.lanes[lane].add((state, index), region, (party_number, stored.op), &cut);
-                    }
-                    None => stranded = true,
-                }
-            },
-        );
-        if let Some(cut) = held {
-            made += 1;
-            let slice = Slice::new(index, cut.local, cut.remote, cut.len);
-            let mut lot = Lot::new(state, region, party_number, stored.op, &cut);
-            lot.gate = true;
-            stage.gates.push(Stray::new(lot, slice));
+        // Often the request is like the one before.
+        let same =
+            stage.latest.and_then(|latest| batch.requests.get(latest as usize)).is_some_and(|before| {
+                Arc::ptr_eq(&before.region, region) && (before.peer, before.op) == (stored.peer, stored.op)
+            });
+        if !same {
+            stage.rails = Rails::NONE;
         }
-        stage.made += made as usize;
-        state.set_slices(index, made);
-        // It waits for the others, if there are any.
-        if gated
-            && made > 1
-            && let Some(gate) = stage.gates.pop()
-        {
-            state.set_gate(index, gate);
-        }
+        (stage.latest, stage.slices, stage.stranded) = (Some(index), 0, false);
+        let kind = Kind { batch: state, region, party: party_number, op: stored.op };
+        let sliced = if stored.immediate.is_none() {
+            cut_up(batch, stored, party, longest, |cut| stage.place(self, index, &kind, &cut))
+        } else {
+            // The last one waits for all others, if there are any.
+            let mut last: Option<Cut> = None;
+            let sliced = cut_up(batch, stored, party, longest, |cut| {
+                if let Some(before) = last.replace(cut) {
+                    stage.place(self, index, &kind, &before);
+                }
+            });
+            if let Some(cut) = last {
+                let gate = Stray::gate(kind.lot(&cut), Piece::new(index, &cut));
+                stage.slices += 1;
+                if stage.slices > 1 {
+                    state.set_gate(index, gate);
+                } else {
+                    stage.gates.push(gate);
+                }
+            }
+            sliced
+        };
+        stage.uncounted += stage.slices as usize;
+        state.set_slices(index, stage.slices);
         match sliced {
-            Ok(()) if stranded => {
+            Ok(()) if stage.stranded => {
                 state.fail(index, |party| Error::NoRail {
                     peer: party.peer.name.clone(),
                     why: "no NIC here has the local memory registered".into(),
@@ -284,4 +332,24 @@ impl Core {
             }
         }
     }
+}
+
+/// Cuts a request at every seam of either side.
+#[inline]
+fn cut_up(
+    batch: &Batch,
+    stored: &Stored,
+    party: &Party,
+    longest: u64,
+    each: impl FnMut(Cut),
+) -> Result<(), Hole> {
+    let stretch = |range: &Range| Stretch { at: range.at, len: range.len };
+    slice(
+        batch.local[stored.local.clone()].iter().map(stretch),
+        batch.remote[stored.remote.clone()].iter().map(stretch),
+        |addr| stored.region.chunk_at(addr),
+        |addr| party.table.chunk_at(addr, stored.op),
+        longest,
+        each,
+    )
 }

@@ -7,22 +7,23 @@ use std::sync::atomic::Ordering;
 
 use crate::batch::Part;
 use crate::lane::{Context, Lane, Outcome};
-use crate::lot::{Cargo, Lot, Lots};
+use crate::lot::{Cargo, Lot, Lots, Taken};
 use crate::request::Op;
-use crate::slice::Slice;
+use crate::slice::{NONE, Slice};
 
 /// Slices that have ended well and are not accounted yet. [`close`](Self::close) it before the lane's lock is given back.
 pub(crate) struct Tally<'a> {
     lane: &'a Lane,
     context: &'a Context<'a>,
-    /// Of the same lot, request and remote NIC as this one.
-    latest: Slice,
+    trace: bool,
+    /// Lot, request and remote NIC of the latest slices.
+    latest: (u32, u32, u8),
     slices: u32,
     /// Of the same lot.
     requests_ended: u32,
     lot_slices: u32,
     lot_bytes: u64,
-    /// Of all.
+    /// Of all: what they count in the lane's load.
     weight: u64,
 }
 
@@ -31,7 +32,8 @@ impl<'a> Tally<'a> {
         Self {
             lane,
             context,
-            latest: Slice::of_probe(),
+            trace: context.core.trace.is_some(),
+            latest: (u32::MAX, 0, NONE),
             slices: 0,
             requests_ended: 0,
             lot_slices: 0,
@@ -43,24 +45,26 @@ impl<'a> Tally<'a> {
     /// Counts a slice that has ended well, or a probe.
     #[inline]
     pub(crate) fn count(&mut self, slice: Slice, lots: &mut Lots, outcome: &mut Outcome) {
-        if let Some(trace) = &self.context.core.trace
-            && let Some(Cargo::Lot(lot)) = lots.get(slice.lot)
-        {
-            trace.ended(self.lane.index, lot, &slice, self.context.core.clock.now());
+        if self.trace {
+            self.trace(&slice, lots);
         }
-        let latest = &self.latest;
-        if (slice.lot, slice.request) != (latest.lot, latest.request) || slice.remote_nic != latest.remote_nic
-        {
+        let (lot, request, remote_nic) = self.latest;
+        if slice.lot != lot || slice.request() != request || slice.remote_nic != remote_nic {
             self.close_request(lots, outcome);
-            if slice.lot != self.latest.lot {
+            if slice.lot != lot {
                 self.close_lot(lots);
             }
+            self.latest = (slice.lot, slice.request(), slice.remote_nic);
         }
-        self.latest = slice;
         self.slices += 1;
-        self.lot_slices += 1;
         self.lot_bytes += slice.len();
-        self.weight += Lane::weight(slice.len());
+    }
+
+    #[cold]
+    fn trace(&self, slice: &Slice, lots: &Lots) {
+        if let (Some(trace), Some(Cargo::Lot(lot))) = (&self.context.core.trace, lots.get(slice.lot)) {
+            trace.ended(self.lane.index, lot, slice, self.context.core.clock.now());
+        }
     }
 
     /// Accounts for all.
@@ -72,17 +76,20 @@ impl<'a> Tally<'a> {
         }
     }
 
+    #[inline(never)] // once for many slices
     fn close_request(&mut self, lots: &mut Lots, outcome: &mut Outcome) {
         let slices = std::mem::take(&mut self.slices);
         if slices == 0 {
             return;
         }
-        let Some(Cargo::Lot(lot)) = lots.get(self.latest.lot) else { return };
+        self.lot_slices += slices;
+        let (lot, request, remote_nic) = self.latest;
+        let Some(Cargo::Lot(lot)) = lots.get(lot) else { return };
         let lane = self.lane;
         if lane.aside_until.load(Ordering::Relaxed) != 0 || lot.peer().health().is_suspect() {
-            self.context.core.recovered(lane, lot.peer(), self.latest.remote_nic as usize);
+            self.context.core.recovered(lane, lot.peer(), remote_nic.into());
         }
-        match lot.batch.slices_done(self.latest.request, slices) {
+        match lot.batch.slices_done(request, slices) {
             Part::Running => {}
             Part::Ended => self.requests_ended += 1,
             Part::Gate(gate) => {
@@ -94,13 +101,15 @@ impl<'a> Tally<'a> {
         }
     }
 
+    #[inline(never)]
     fn close_lot(&mut self, lots: &mut Lots) {
         let slices = std::mem::take(&mut self.lot_slices);
         if slices == 0 {
             return;
         }
         let bytes = std::mem::take(&mut self.lot_bytes);
-        let number = self.latest.lot;
+        self.weight += bytes + u64::from(slices) * Lane::weight(0);
+        let number = self.latest.0;
         match lots.get_mut(number) {
             Some(Cargo::Lot(lot)) => {
                 self.count_lot(lot, slices, bytes);
@@ -110,7 +119,7 @@ impl<'a> Tally<'a> {
                 }
                 lots.end(number, slices);
             }
-            Some(Cargo::Probe(_)) => self.probe_ended(lots),
+            Some(Cargo::Probe(_)) => self.probe_ended(number, lots),
             None => {}
         }
     }
@@ -129,8 +138,8 @@ impl<'a> Tally<'a> {
     }
 
     #[cold]
-    fn probe_ended(&self, lots: &mut Lots) {
-        if let Some(crate::lot::Taken::Probe(probe)) = lots.take(self.latest) {
+    fn probe_ended(&self, number: u32, lots: &mut Lots) {
+        if let Some(Taken::Probe(probe)) = lots.take(&Slice::of_probe(number)) {
             self.context.core.recovered(self.lane, &probe.peer, probe.remote_nic);
             probe.ended(None);
         }

@@ -18,7 +18,12 @@ pub fn members(mut set: Set) -> impl Iterator<Item = usize> {
 #[inline]
 pub fn rank(set: Set, nic: usize) -> Option<usize> {
     let bit = 1_u128.checked_shl(nic as u32)?;
-    (set & bit != 0).then(|| (set & (bit - 1)).count_ones() as usize)
+    let below = set & (bit - 1);
+    (set & bit != 0).then(|| match u64::try_from(below) {
+        // Most machines need no second word.
+        Ok(low) => low.count_ones() as usize,
+        Err(_) => below.count_ones() as usize,
+    })
 }
 
 /// How fast a NIC is, prepared for [`cost`].
@@ -162,6 +167,12 @@ pub fn partners(local: usize, locals: usize, remotes: usize) -> Set {
         .fold(0, |set: Set, nic| set | 1_u128.checked_shl(nic as u32).unwrap_or(0))
 }
 
+/// Whether local NIC `local` of `locals` has one remote NIC only.
+#[inline]
+pub fn has_one_partner(local: usize, locals: usize, remotes: usize) -> bool {
+    share(local, locals, remotes).1 == 1
+}
+
 /// The remote NIC for local NIC `local` of `locals`: the one at the same place of `remotes` (near pairs with near when both
 /// sides list their NICs in the same order), spread over several by `turn` where there are more remote NICs than local
 /// ones; the next eligible one where that one is not.
@@ -227,6 +238,7 @@ mod tests {
                     .filter_map(|turn| partner(local, locals, remotes, all, turn))
                     .fold(0, |set: Set, nic| set | 1 << nic);
                 assert_eq!(partners(local, locals, remotes), given, "{local} of {locals}, {remotes} remote");
+                assert_eq!(has_one_partner(local, locals, remotes), given.count_ones() == 1);
                 for remote in members(given) {
                     let back = partners(remote, remotes, locals);
                     assert!(

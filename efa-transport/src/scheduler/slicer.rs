@@ -115,13 +115,15 @@ impl<I: Iterator<Item = Stretch>> Side<I> {
     #[inline]
     fn left_of_chunk(&mut self, look_up: &mut impl FnMut(u64) -> Option<Chunk>) -> Option<u64> {
         let at = self.now.at;
-        if at.wrapping_sub(self.chunk_at) >= self.chunk_len {
-            let chunk = look_up(at).filter(|chunk| chunk.left > 0)?;
-            self.chunk = chunk.index;
-            self.chunk_at = at.wrapping_sub(chunk.before);
-            self.chunk_len = chunk.before.saturating_add(chunk.left);
+        let into = at.wrapping_sub(self.chunk_at);
+        if into < self.chunk_len {
+            return Some(self.chunk_len - into);
         }
-        Some(self.chunk_len - at.wrapping_sub(self.chunk_at))
+        let chunk = look_up(at).filter(|chunk| chunk.left > 0)?;
+        self.chunk = chunk.index;
+        self.chunk_at = at.wrapping_sub(chunk.before);
+        self.chunk_len = chunk.before.saturating_add(chunk.left);
+        Some(chunk.left)
     }
 
     #[inline]
@@ -134,10 +136,12 @@ impl<I: Iterator<Item = Stretch>> Side<I> {
 /// Of `left` bytes, as many as the next slice takes: equal parts of whole 4 KiB pages rather than a stub at the end.
 #[inline]
 fn part(left: u64, longest: u64) -> u64 {
+    if left <= longest { left } else { equal_part(left, longest) }
+}
+
+#[inline(never)] // divisions, for long requests only
+fn equal_part(left: u64, longest: u64) -> u64 {
     const PAGE: u64 = 4096;
-    if left <= longest {
-        return left;
-    }
     let equal = left.div_ceil(left.div_ceil(longest));
     let rounded = equal.next_multiple_of(PAGE);
     if rounded <= longest { rounded } else { longest }
