@@ -255,6 +255,19 @@ impl<D: MrDomain> Registrar<D> {
         self
     }
 
+    /// Keeps its books in another registrar's ledger: for further domains of the same NICs, in the same order. A card has one table of
+    /// pages, whichever domain fills it.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchNic`] if the ledger has more or fewer accounts than this registrar NICs.
+    pub fn with_ledger(mut self, ledger: Ledger) -> Result<Self, Error> {
+        if ledger.nics() != self.nics.len() {
+            return Err(Error::NoSuchNic { nic: ledger.nics().min(self.nics.len()), count: ledger.nics() });
+        }
+        self.ledger = ledger;
+        Ok(self)
+    }
+
     /// Predicts with another cost model.
     #[must_use]
     pub const fn with_model(mut self, model: CostModel) -> Self {

@@ -10,12 +10,16 @@ use crate::error::Error;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Provider {
-    /// The best that there is: `efa-direct`, `efa`, then `tcp;ofi_rxm`, `net`, `tcp`, `shm`.
+    /// The best that there is: [`EfaAuto`](Self::EfaAuto), then `tcp;ofi_rxm`, `net`, `tcp`, `shm`.
     #[default]
     Auto,
-    /// EFA cards without the provider's software protocols: needs cards that read and write by themselves.
+    /// EFA cards: `efa-direct`, and `efa` for peers that need it (see [`scheduler::fabric`](crate::scheduler::fabric)); `efa` alone
+    /// where the cards do not both read and write by themselves. With the first peer that needs `efa` all memory is registered
+    /// once more, out of the same budget of page table entries.
+    EfaAuto,
+    /// EFA cards without the provider's software protocols: needs cards that read and write by themselves, on both sides.
     EfaDirect,
-    /// EFA cards with the provider's protocols, which emulate what the card cannot do.
+    /// EFA cards with the provider's protocols, which emulate what the card cannot do. What Mooncake's nodes use.
     Efa,
     /// Reliable datagrams over TCP connections (`tcp;ofi_rxm`).
     TcpRxm,
@@ -317,11 +321,12 @@ impl Config {
 }
 
 impl Provider {
-    /// From text as people write it: `auto`, `efa-direct`, `efa` (or `efa/efa-direct`, `efa/efa`), `tcp;ofi_rxm` (or `rxm`), `net`, `tcp`, `shm`, or any other name
+    /// From text as people write it: `auto`, `efa-auto`, `efa-direct`, `efa` (or `efa/efa-direct`, `efa/efa`), `tcp;ofi_rxm` (or `rxm`), `net`, `tcp`, `shm`, or any other name
     /// of libfabric's.
     pub fn parse(text: &str) -> Self {
         match text.to_ascii_lowercase().as_str() {
             "auto" | "" => Self::Auto,
+            "efa-auto" => Self::EfaAuto,
             "efa-direct" | "efa/efa-direct" => Self::EfaDirect,
             "efa" | "efa/efa" => Self::Efa,
             "tcp;ofi_rxm" | "rxm" | "tcp-rxm" => Self::TcpRxm,

@@ -4,23 +4,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::{Duration, Instant};
 
-use efa_mr::registrar::Registrar;
-use fabric_safe::{Access, Domain};
+use fabric_safe::Access;
 
 use crate::batch::BatchState;
 use crate::config::Config;
-use crate::descriptor::{ChunkEntry, Descriptor, NicEntry};
+use crate::descriptor::{ChunkEntry, Descriptor, NicEntry, OnFabric};
 use crate::error::Error;
 use crate::events::{Arrivals, Event, Events};
+use crate::fabric::OpenFabric;
 use crate::gauges::TransportGauges;
-use crate::lane::Lane;
+use crate::lanes::Lanes;
 use crate::lot::Stray;
 use crate::peer::{Added, PeerId, PeerState, Peers};
 use crate::progress::Parking;
 use crate::provider::Rejected;
 use crate::region::RegionInner;
 use crate::route::Staging;
+use crate::scheduler::fabric::DIRECT;
 use crate::scheduler::rail::partners;
+use crate::second::Second;
 use crate::submit::Watched;
 use crate::sync::{Clock, lock};
 use crate::trace::Trace;
@@ -32,8 +34,9 @@ pub(crate) struct Core {
     pub(crate) epoch: u64,
     pub(crate) choice: String,
     pub(crate) rejected: Vec<Rejected>,
-    pub(crate) lanes: Vec<Lane>,
-    pub(crate) registrar: Registrar<Domain>,
+    pub(crate) lanes: Lanes,
+    /// A fabric that peers may ask for, or have asked for.
+    pub(crate) second: Option<Second>,
     peers: RwLock<Peers>,
     pub(crate) regions: Mutex<Vec<(u64, Weak<RegionInner>)>>,
     next_region: AtomicU64,
@@ -60,8 +63,6 @@ pub(crate) struct Core {
     pub(crate) requests_failed: AtomicU64,
     pub(crate) retried: AtomicU64,
     pub(crate) trace: Option<Trace>,
-    pub(crate) immediate_bytes: usize,
-    pub(crate) longest: u64,
 }
 
 impl Core {
@@ -69,24 +70,11 @@ impl Core {
         config: Config,
         (choice, rejected): (String, Vec<Rejected>),
         (name, epoch): (String, u64),
-        lanes: Vec<Lane>,
-        registrar: Registrar<Domain>,
+        first: OpenFabric,
+        second: Option<Second>,
     ) -> Result<Self, Error> {
-        let parking = Parking::new(&lanes)?;
+        let parking = Parking::new(&first.lanes)?;
         let trace = (config.trace_slices > 0).then(|| Trace::new(config.trace_slices));
-        let immediate_bytes = lanes.iter().map(|l| l.nic.info.immediate_bytes()).min().unwrap_or(0);
-        let longest = lanes
-            .iter()
-            .map(|lane| {
-                let info = &lane.nic.info;
-                let endpoint = Arc::clone(&lock(&lane.state).endpoint);
-                let rma = endpoint.get(fabric_safe::option::MAX_RMA_BYTES).unwrap_or(usize::MAX);
-                // A provider that reports 0 means that it does not know.
-                [rma, info.max_message_bytes()].into_iter().filter(|&n| n > 0).min().unwrap_or(1 << 30) as u64
-            })
-            .min()
-            .unwrap_or(1 << 30)
-            .min(crate::slice::LONGEST);
         Ok(Self {
             config,
             clock: Clock::start(),
@@ -94,8 +82,8 @@ impl Core {
             epoch,
             choice,
             rejected,
-            lanes,
-            registrar,
+            lanes: Lanes::new(first),
+            second,
             peers: RwLock::default(),
             regions: Mutex::default(),
             next_region: AtomicU64::new(1),
@@ -119,8 +107,6 @@ impl Core {
             requests_failed: AtomicU64::new(0),
             retried: AtomicU64::new(0),
             trace,
-            immediate_bytes,
-            longest,
         })
     }
 
@@ -171,8 +157,22 @@ impl Core {
             lock(&self.regions).iter().filter_map(|(_, region)| region.upgrade()).collect();
         regions.retain(|region| region.access.intersects(Access::REMOTE_READ | Access::REMOTE_WRITE));
         regions.sort_by_key(|region| region.addr);
+        Descriptor {
+            name: self.name.clone(),
+            epoch: self.epoch,
+            generation,
+            provider: self.lanes[0].nic.info.provider_name().to_owned(),
+            on_request: self.on_request().map(str::to_owned).into_iter().collect(),
+            fabrics: (0..)
+                .zip(self.lanes.fabrics())
+                .map(|(number, it)| self.on_fabric(number, it, &regions))
+                .collect(),
+        }
+    }
+
+    fn on_fabric(&self, number: usize, fabric: &OpenFabric, regions: &[Arc<RegionInner>]) -> OnFabric {
         let (mut chunks, mut keys) = (Vec::new(), Vec::new());
-        for region in &regions {
+        for region in regions.iter().filter_map(|region| region.on(number)) {
             for (index, chunk) in region.chunks.iter().enumerate() {
                 chunks.push((
                     ChunkEntry {
@@ -180,7 +180,8 @@ impl Core {
                         len: chunk.end - chunk.start,
                         readable: region.access.contains(Access::REMOTE_READ),
                         writable: region.access.contains(Access::REMOTE_WRITE),
-                        nics: chunk.nics,
+                        // Peers number the NICs of each fabric from 0.
+                        nics: chunk.nics >> fabric.range.start,
                         keys: 0,
                     },
                     region.registered.regions(index).map(|(_, mr)| mr.key()).collect::<Vec<u64>>(),
@@ -197,36 +198,23 @@ impl Core {
                 ChunkEntry { keys: at, ..chunk }
             })
             .collect();
-        let info = &self.lanes[0].nic.info;
-        Descriptor {
-            name: self.name.clone(),
-            epoch: self.epoch,
-            generation,
-            provider: info.provider_name().to_owned(),
-            fabric: self.fabric_kind().to_owned(),
-            virtual_addressing: info.virtual_addressing(),
+        let nics = fabric.lanes.iter().map(|lane| NicEntry {
+            name: lane.nic.name.clone(),
+            address: lane.nic.address().to_vec().into(),
+            link_mbps: lane.nic.link_mbps,
+            numa: lane.nic.numa.unwrap_or(u16::MAX),
+            probe: lane.nic.probe_served(),
+        });
+        OnFabric {
+            fabric: fabric.name.clone(),
+            device: fabric.device,
+            virtual_addressing: fabric.lanes[0].nic.info.virtual_addressing(),
             every_rail: self.every_rail.load(Ordering::Relaxed),
-            immediate_bytes: self.immediate_bytes as u8,
-            nics: self
-                .lanes
-                .iter()
-                .map(|lane| NicEntry {
-                    name: lane.nic.name.clone(),
-                    address: lane.nic.address().to_vec().into(),
-                    link_mbps: lane.nic.link_mbps,
-                    numa: lane.nic.numa.unwrap_or(u16::MAX),
-                    probe: lane.nic.probe_served(),
-                })
-                .collect(),
+            immediate_bytes: fabric.immediate_bytes as u8,
+            nics: nics.collect(),
             chunks,
             keys,
         }
-    }
-
-    /// The fabric where its name says how endpoints talk (`efa`, `efa-direct`); elsewhere it names a network.
-    fn fabric_kind(&self) -> &str {
-        let info = &self.lanes[0].nic.info;
-        if info.provider_name() == "efa" { info.fabric_name() } else { "" }
     }
 
     pub(crate) fn peers(&self) -> RwLockReadGuard<'_, Peers> {
@@ -235,31 +223,34 @@ impl Core {
 
     pub(crate) fn add_peer(&self, bytes: &[u8]) -> Result<PeerId, Error> {
         let descriptor = Descriptor::decode(bytes)?;
-        let info = &self.lanes[0].nic.info;
-        let (ours, theirs) = (info.provider_name(), descriptor.provider.as_str());
-        let incompatible = |why: String| Error::Incompatible { peer: descriptor.name.clone(), why };
+        let (ours, theirs) = (self.lanes[0].nic.info.provider_name(), descriptor.provider.as_str());
         if !same_wire(ours, theirs) {
-            return Err(incompatible(format!("it uses provider {theirs} and we use {ours}")));
+            let why = format!("it uses provider {theirs} and we use {ours}");
+            return Err(Error::Incompatible { peer: descriptor.name, why });
         }
-        if descriptor.fabric != self.fabric_kind() {
-            let (ours, theirs) = (self.fabric_kind(), &descriptor.fabric);
-            return Err(incompatible(format!(
-                "it uses fabric {theirs} and we use {ours}; set the same provider on both sides"
-            )));
-        }
-        let every_rail = descriptor.every_rail;
+        let way = self.way_to(&descriptor)?;
+        let fabric = self.lanes.fabric(way.number);
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
-        let (peer, added) = peers.add(descriptor);
+        let (peer, added) = peers.add(descriptor, way);
         drop(peers);
-        tracing::debug!(peer = %peer.name, ?added, regions = peer.table().regions(), "peer descriptor");
+        let table = peer.table();
+        tracing::debug!(peer = %peer.name, ?added, regions = table.regions(), "peer descriptor");
         // efa-direct: our cards must know those of the peer that will write to them before the first operation arrives.
-        if self.fabric_kind() == "efa-direct" {
-            let table = peer.table();
+        if table.fabric_name == DIRECT {
             let theirs = table.nics.len();
-            for lane in &self.lanes {
-                let over = |nic: usize| partners(nic, theirs, self.lanes.len()) & (1 << lane.index) != 0;
-                lane.introduce(&peer, &table.nics, |nic| every_rail || over(nic), self.clock.now());
+            for lane in &fabric.lanes {
+                let over = |nic: usize| partners(nic, theirs, lane.seat.of) & (1 << lane.seat.seat) != 0;
+                lane.introduce(&peer, &table.nics, |nic| table.every_rail || over(nic), self.clock.now());
             }
+        }
+        if added == Added::Restarted {
+            // It may have come back on another fabric.
+            for lane in self.lanes.iter().filter(|lane| !fabric.range.contains(&lane.index)) {
+                lane.forget(peer.id.slot);
+            }
+        }
+        if !table.open {
+            self.events.push(Event::PeerStale { peer: peer.id, name: peer.name.clone() });
         }
         if added == Added::Restarted {
             self.events.push(Event::PeerRestarted { peer: peer.id, name: peer.name.clone() });
@@ -269,12 +260,15 @@ impl Core {
 
     pub(crate) fn peer_state(&self, id: PeerId) -> Result<PeerState, Error> {
         let peer = Arc::clone(self.peers().get(id)?);
-        let nics = peer.table().nics.len();
+        let table = peer.table();
+        let nics = table.nics.len();
         let aside = peer.health().avoid(self.clock.now()).count_ones() as usize;
         Ok(PeerState {
             name: peer.name.clone(),
             down: peer.health().is_down(),
             stale: peer.is_stale(),
+            fabric: table.fabric_name.clone(),
+            device_rdma: table.device.rdma(),
             nics,
             nics_well: nics - aside.min(nics),
             outstanding: peer.alive.load(Ordering::Acquire),

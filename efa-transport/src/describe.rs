@@ -15,11 +15,13 @@ pub struct Description {
     pub provider: String,
     /// libfabric's fabric: how EFA endpoints talk, elsewhere the network.
     pub fabric: String,
+    /// A further fabric that is opened for the first peer that needs it, at the cost of registering all memory once more.
+    pub on_request: Option<String>,
     /// Why this provider was chosen, in words.
     pub choice: String,
     /// What was considered and not taken.
     pub rejected: Vec<Rejected>,
-    /// The NICs, in order.
+    /// The NICs, in order; each once more when the further fabric is open, then called `CARD/FABRIC`.
     pub nics: Vec<NicDescription>,
     /// Whether a write completes only when its bytes are visible at the target.
     pub delivery_complete: bool,
@@ -115,8 +117,9 @@ impl Core {
         Description {
             provider: info.provider_name().to_owned(),
             fabric: info.fabric_name().to_owned(),
+            on_request: self.on_request().map(str::to_owned),
             choice: self.choice.clone(),
-            rejected: self.rejected.clone(),
+            rejected: self.rejected.iter().cloned().chain(self.second_failed()).collect(),
             nics,
             delivery_complete,
             device_rdma,
@@ -126,9 +129,9 @@ impl Core {
 }
 
 impl Description {
-    /// One log line for each NIC, and one for each warning.
-    pub(crate) fn log(&self) {
-        for nic in &self.nics {
+    /// One log line for each NIC from this one on, and one for each warning.
+    pub(crate) fn log(&self, first: usize) {
+        for nic in self.nics.iter().skip(first) {
             tracing::info!("{} of {} ({}): {nic}", nic.name, self.provider, nic.fabric);
         }
         for warning in &self.warnings {
@@ -168,6 +171,9 @@ impl fmt::Display for Description {
         writeln!(f, "  writes complete when {complete}")?;
         for nic in &self.nics {
             writeln!(f, "  NIC {} ({}): {nic}", nic.name, nic.fabric)?;
+        }
+        if let Some(fabric) = &self.on_request {
+            writeln!(f, "  fabric {fabric} is opened for peers that need it")?;
         }
         for rejected in &self.rejected {
             writeln!(f, "  not {}: {}", rejected.what, rejected.why)?;

@@ -46,8 +46,17 @@ impl Outcome {
     }
 }
 
+/// A lane's place among those of its fabric.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seat {
+    pub(crate) seat: usize,
+    pub(crate) of: usize,
+}
+
 pub(crate) struct Lane {
+    /// Its number among all of the transport's.
     pub(crate) index: usize,
+    pub(crate) seat: Seat,
     pub(crate) nic: Nic,
     pub(crate) state: Mutex<LaneState>,
     /// Bytes queued and in flight, and so much for each slice; what the choice of rails goes by.
@@ -111,12 +120,13 @@ impl LaneState {
 }
 
 impl Lane {
-    pub(crate) fn new(index: usize, nic: Nic, endpoint: Endpoint, config: &Config) -> Self {
+    pub(crate) fn new(index: usize, seat: Seat, nic: Nic, endpoint: Endpoint, config: &Config) -> Self {
         let depth = config.depth.unwrap_or(usize::MAX).min(endpoint.transmit_depth());
         let manual = nic.info.manual_progress();
         let pace = Pace::of(nic.link_mbps);
         Self {
             index,
+            seat,
             state: Mutex::new(LaneState {
                 endpoint: Arc::new(endpoint),
                 queue: Queue::new(depth, config.window_bytes),
@@ -126,7 +136,7 @@ impl Lane {
                 peers: Vec::new(),
                 entries: 0,
                 max_entries: config.max_peers.max(1),
-                turn: index,
+                turn: seat.seat,
             }),
             gauges: NicGauges::new(&nic.name),
             nic,
@@ -270,7 +280,6 @@ impl Lane {
 pub(crate) struct Context<'a> {
     /// The time, once somebody has asked for it.
     now: Cell<Option<u64>>,
-    pub(crate) lanes: usize,
     pub(crate) doorbell_batching: bool,
     pub(crate) arrivals: &'a Arrivals,
     pub(crate) core: &'a crate::core::Core,
@@ -280,7 +289,6 @@ impl<'a> Context<'a> {
     pub(crate) fn new(core: &'a crate::core::Core, now: Option<u64>) -> Self {
         Self {
             now: Cell::new(now),
-            lanes: core.lanes.len(),
             doorbell_batching: core.config.doorbell_batching,
             arrivals: &core.arrivals,
             core,

@@ -41,6 +41,15 @@
 //! `batch`, which the [`BatchHandle`] follows. A slice that fails leaves its lane as a stray; it is `classify`-ed and, once its
 //! attempt has ended, tried again over another rail.
 
+//!
+//! # Which fabric
+//!
+//! EFA cards have two, whose endpoints do not understand each other: `efa-direct`, where the card does everything, and `efa`, where
+//! the provider's protocols help. A transport with [`Provider::Auto`] or [`Provider::EfaAuto`] opens the first that its cards
+//! are good for and says in its descriptor what else it could open. Each pair of transports takes the best that both have
+//! ([`scheduler::fabric`]); the first peer that needs the other one makes a transport open it and register its memory there too.
+//! [`PeerState::fabric`] says which it is.
+
 #![forbid(unsafe_code)]
 
 // What callers say and see.
@@ -78,6 +87,11 @@ mod wait;
 mod addresses;
 mod lane;
 mod post;
+
+// All NICs of a fabric, and a second fabric for peers that need it.
+mod fabric;
+mod lanes;
+mod second;
 
 // When things go wrong, and when nothing goes on.
 mod classify;

@@ -1,8 +1,9 @@
 //! A descriptor taken apart, and put together: for programs that deal with endpoints of other systems on the same cards, which
 //! describe themselves in other words.
 
-use crate::descriptor::{ChunkEntry, Descriptor, NicEntry};
+use crate::descriptor::{ChunkEntry, Descriptor, NicEntry, OnFabric};
 use crate::error::Error;
+use crate::scheduler::fabric::Device;
 
 /// What a descriptor says. Two transports of this crate never need it: they exchange descriptors as they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,23 +53,15 @@ pub struct PartsChunk {
 }
 
 impl Parts {
-    /// Takes a descriptor apart.
+    /// Takes a descriptor apart: of several fabrics the first, which its owner prefers.
     ///
     /// # Errors
     /// [`Error::Descriptor`], whatever the bytes are.
     pub fn read(descriptor: &[u8]) -> Result<Self, Error> {
-        let Descriptor {
-            name,
-            epoch,
-            generation,
-            provider,
-            fabric,
-            virtual_addressing,
-            nics,
-            chunks,
-            keys,
-            ..
-        } = Descriptor::decode(descriptor)?;
+        let Descriptor { name, epoch, generation, provider, fabrics, .. } = Descriptor::decode(descriptor)?;
+        let first = fabrics.into_iter().next();
+        let OnFabric { fabric, virtual_addressing, nics, chunks, keys, .. } =
+            first.ok_or_else(|| Error::Descriptor("it has no fabric".into()))?;
         let nics = nics.into_iter().map(|nic| PartsNic {
             name: nic.name,
             address: nic.address.into_vec(),
@@ -131,18 +124,23 @@ impl Parts {
             numa: u16::MAX,
             probe: nic.probe,
         });
-        let bytes = Descriptor {
-            name: self.name.clone(),
-            epoch: self.epoch,
-            generation: self.generation,
-            provider: self.provider.clone(),
+        let on = OnFabric {
             fabric: self.fabric.clone(),
+            device: Device::default(),
             virtual_addressing: self.virtual_addressing,
             every_rail: false,
             immediate_bytes: 0,
             nics: nics.collect(),
             chunks,
             keys,
+        };
+        let bytes = Descriptor {
+            name: self.name.clone(),
+            epoch: self.epoch,
+            generation: self.generation,
+            provider: self.provider.clone(),
+            on_request: Vec::new(),
+            fabrics: vec![on],
         }
         .encode();
         // What is wrong with it is found by reading it, as its receiver does.

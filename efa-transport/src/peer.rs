@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::descriptor::{ChunkEntry, Descriptor, NicEntry};
+use crate::descriptor::{ChunkEntry, Descriptor, NicEntry, OnFabric};
 use crate::error::Error;
 use crate::peer_health::PeerHealth;
 use crate::request::Op;
+use crate::scheduler::fabric::Device;
 use crate::scheduler::rail::rank;
 use crate::scheduler::slicer::Chunk;
 use crate::sync::lock;
@@ -26,6 +27,16 @@ impl fmt::Display for PeerId {
     }
 }
 
+/// How a peer is reached: on which of our fabrics.
+#[derive(Debug, Clone)]
+pub(crate) struct Way {
+    pub(crate) number: usize,
+    pub(crate) fabric: String,
+    /// What our cards do on it, and the bytes of an immediate that they take.
+    pub(crate) device: Device,
+    pub(crate) immediate_bytes: u8,
+}
+
 /// A descriptor, prepared for looking addresses up. Never changes; a new one replaces it.
 #[derive(Debug)]
 pub(crate) struct PeerTable {
@@ -34,6 +45,15 @@ pub(crate) struct PeerTable {
     /// The same `Arc` over updates that change the regions only, so that address vector entries stay.
     pub(crate) nics: Arc<[NicEntry]>,
     pub(crate) immediate_bytes: u8,
+    /// The number of the fabric that it is reached on, here; and its name.
+    pub(crate) fabric: usize,
+    pub(crate) fabric_name: String,
+    /// What both sides' cards do by themselves.
+    pub(crate) device: Device,
+    /// Whether that fabric was open there when the descriptor was made. If not, there are neither NICs nor chunks.
+    pub(crate) open: bool,
+    /// Its operations may come over any of its NICs.
+    pub(crate) every_rail: bool,
     virtual_addressing: bool,
     chunks: Box<[ChunkEntry]>,
     keys: Box<[u64]>,
@@ -42,9 +62,13 @@ pub(crate) struct PeerTable {
 }
 
 impl PeerTable {
-    fn new(descriptor: Descriptor, before: Option<&PeerTable>) -> Self {
+    fn new(descriptor: Descriptor, way: Way, before: Option<&PeerTable>) -> Self {
+        let Descriptor { epoch, generation, fabrics, .. } = descriptor;
+        let on = fabrics.into_iter().find(|on| on.fabric == way.fabric);
+        let open = on.is_some();
+        let on = on.unwrap_or_else(|| OnFabric::nothing(&way.fabric));
         let mut highest = 0;
-        let reach = descriptor
+        let reach = on
             .chunks
             .iter()
             .map(|chunk| {
@@ -53,21 +77,56 @@ impl PeerTable {
             })
             .collect();
         let nics = match before {
-            Some(before) if before.epoch == descriptor.epoch && *before.nics == *descriptor.nics => {
+            Some(before)
+                if (before.epoch, before.fabric) == (epoch, way.number) && *before.nics == *on.nics =>
+            {
                 Arc::clone(&before.nics)
             }
-            _ => descriptor.nics.into(),
+            _ => on.nics.into(),
         };
         Self {
-            epoch: descriptor.epoch,
-            generation: descriptor.generation,
+            epoch,
+            generation,
             nics,
-            immediate_bytes: descriptor.immediate_bytes,
-            virtual_addressing: descriptor.virtual_addressing,
-            chunks: descriptor.chunks.into(),
-            keys: descriptor.keys.into(),
+            immediate_bytes: on.immediate_bytes.min(way.immediate_bytes),
+            fabric: way.number,
+            fabric_name: way.fabric,
+            device: way.device.with(on.device),
+            open,
+            every_rail: on.every_rail,
+            virtual_addressing: on.virtual_addressing,
+            chunks: on.chunks.into(),
+            keys: on.keys.into(),
             reach,
         }
+    }
+
+    /// Says which way a peer is reached: one line for each of its lives, and when that has changed. Outside EFA there is one way.
+    fn log(&self, peer: &str, before: Option<&PeerTable>) {
+        let way = |table: &PeerTable| (table.epoch, table.fabric, table.open);
+        if self.fabric_name.is_empty() || before.is_some_and(|before| way(before) == way(self)) {
+            return;
+        }
+        let (fabric, nics) = (&self.fabric_name, self.nics.len());
+        if self.open {
+            tracing::info!(peer, fabric, nics, "is reached on this fabric");
+        } else {
+            tracing::info!(peer, fabric, "is to be reached on this fabric, which it has yet to open");
+        }
+        if self.device.rdma() == Some(false) {
+            tracing::warn!(
+                peer,
+                "one side's cards do not both read and write by themselves: transfers are slow"
+            );
+        }
+    }
+
+    /// Why nothing can be sent to it if its fabric is not open there.
+    pub(crate) fn closed(&self) -> String {
+        format!(
+            "it opens fabric {} when it has our descriptor: give it ours, then take its next one",
+            self.fabric_name
+        )
     }
 
     /// The chunk around an address that allows `op`. Of several the last in order of address.
@@ -122,7 +181,12 @@ pub struct PeerState {
     pub down: bool,
     /// Its descriptor is out of date: requests to it fail at once until a new one is [added](crate::Transport::add_or_update_peer).
     pub stale: bool,
-    /// NICs that it has.
+    /// The fabric that it is reached on: EFA's `efa` or `efa-direct`, empty with other providers.
+    pub fabric: String,
+    /// Whether the cards of both sides read and write by themselves; `None` where that question makes no sense or a side does
+    /// not say. If not, transfers with this peer are slow.
+    pub device_rdma: Option<bool>,
+    /// NICs that it has on that fabric.
     pub nics: usize,
     /// Those of them that are in use: the others have not answered when last tried.
     pub nics_well: usize,
@@ -203,7 +267,7 @@ impl Peers {
         peer.filter(|peer| peer.id == id).ok_or(Error::UnknownPeer(id))
     }
 
-    pub(crate) fn add(&mut self, descriptor: Descriptor) -> (Arc<Peer>, Added) {
+    pub(crate) fn add(&mut self, descriptor: Descriptor, way: Way) -> (Arc<Peer>, Added) {
         let known = self.by_name.get(&descriptor.name).and_then(|&slot| self.slots[slot as usize].clone());
         if let Some(peer) = known {
             let mut table = lock(&peer.table);
@@ -214,11 +278,13 @@ impl Peers {
                 // Two of its descriptors have overtaken each other on their way.
                 return (Arc::clone(&peer), Added::Unchanged);
             } else {
-                *table = Arc::new(PeerTable::new(descriptor, Some(&table)));
+                let newer = PeerTable::new(descriptor, way, Some(&table));
+                newer.log(&peer.name, Some(&table));
+                *table = Arc::new(newer);
                 if same_life { Added::Updated } else { Added::Restarted }
             };
+            peer.stale.store(!table.open, Ordering::Release);
             drop(table);
-            peer.stale.store(false, Ordering::Release);
             peer.health.forgive(added == Added::Restarted);
             return (peer, added);
         }
@@ -228,13 +294,16 @@ impl Peers {
             self.slots.len() - 1
         }) as u32;
         let name = descriptor.name.clone();
+        let table = PeerTable::new(descriptor, way, None);
+        table.log(&name, None);
+        let open = table.open;
         let peer = Arc::new(Peer {
             id: PeerId { slot, serial: self.serial },
             name: name.clone(),
-            table: Mutex::new(Arc::new(PeerTable::new(descriptor, None))),
+            table: Mutex::new(Arc::new(table)),
             health: PeerHealth::default(),
             alive: AtomicUsize::new(0),
-            stale: AtomicBool::new(false),
+            stale: AtomicBool::new(!open),
             last_success: AtomicU64::new(0),
             counters: PeerCounters::default(),
         });
@@ -261,14 +330,7 @@ mod tests {
 
     fn descriptor(name: &str, epoch: u64, generation: u64, chunks: &[(u64, u64, bool)]) -> Descriptor {
         let nic = NicEntry { name: "a".into(), address: [1].into(), link_mbps: 1, numa: 0, probe: (0, 0) };
-        Descriptor {
-            name: name.into(),
-            epoch,
-            generation,
-            provider: "p".into(),
-            fabric: "f".into(),
-            virtual_addressing: false,
-            every_rail: false,
+        let on = OnFabric {
             immediate_bytes: 4,
             nics: vec![nic],
             chunks: (0..)
@@ -283,13 +345,27 @@ mod tests {
                 })
                 .collect(),
             keys: (100..).take(chunks.len()).collect(),
+            ..OnFabric::nothing("efa-direct")
+        };
+        Descriptor {
+            name: name.into(),
+            epoch,
+            generation,
+            provider: "efa".into(),
+            on_request: vec!["efa".into()],
+            fabrics: vec![on],
         }
+    }
+
+    fn way(number: usize) -> Way {
+        let fabric = ["efa-direct", "efa"][number].into();
+        Way { number, fabric, device: Device::default(), immediate_bytes: 4 }
     }
 
     #[test]
     fn lookups_find_the_chunk_with_the_right_even_when_chunks_overlap() {
         let chunks = [(0x1000, 0x9000, true), (0x2000, 0x1000, false), (0x20000, 0x1000, true)];
-        let table = PeerTable::new(descriptor("p", 1, 1, &chunks), None);
+        let table = PeerTable::new(descriptor("p", 1, 1, &chunks), way(0), None);
         let found = |addr, op| table.chunk_at(addr, op).map(|c| (c.index, c.left));
         assert_eq!(found(0xfff, Op::Read), None);
         assert_eq!(found(0x1000, Op::Read), Some((0, 0x9000)));
@@ -306,20 +382,43 @@ mod tests {
     #[test]
     fn restarts_keep_the_id_and_old_news_changes_nothing() {
         let mut peers = Peers::default();
-        let (a, added) = peers.add(descriptor("a", 7, 5, &[]));
+        let (a, added) = peers.add(descriptor("a", 7, 5, &[]), way(0));
         assert_eq!(added, Added::New);
-        assert_eq!(peers.add(descriptor("a", 7, 5, &[])).1, Added::Unchanged);
-        assert_eq!(peers.add(descriptor("a", 7, 4, &[(0, 1, true)])).1, Added::Unchanged);
+        assert_eq!(peers.add(descriptor("a", 7, 5, &[]), way(0)).1, Added::Unchanged);
+        assert_eq!(peers.add(descriptor("a", 7, 4, &[(0, 1, true)]), way(0)).1, Added::Unchanged);
         assert_eq!(a.table().regions(), 0, "an older descriptor does not count");
         let nics = Arc::clone(&a.table().nics);
-        assert_eq!(peers.add(descriptor("a", 7, 6, &[(0, 1, true)])).1, Added::Updated);
+        assert_eq!(peers.add(descriptor("a", 7, 6, &[(0, 1, true)]), way(0)).1, Added::Updated);
         assert!(Arc::ptr_eq(&nics, &a.table().nics), "the addresses stay");
         a.set_stale();
-        let (again, added) = peers.add(descriptor("a", 8, 1, &[]));
+        let (again, added) = peers.add(descriptor("a", 8, 1, &[]), way(0));
         assert_eq!((again.id, added), (a.id, Added::Restarted));
         assert!(!a.is_stale());
         assert!(peers.remove(a.id).is_some());
         assert!(matches!(peers.get(a.id), Err(Error::UnknownPeer(_))));
-        assert_ne!(peers.add(descriptor("a", 8, 1, &[])).0.id, a.id, "ids are not used twice");
+        assert_ne!(peers.add(descriptor("a", 8, 1, &[]), way(0)).0.id, a.id, "ids are not used twice");
+    }
+    #[test]
+    fn a_fabric_that_the_peer_has_yet_to_open_makes_it_stale_until_it_has() {
+        let mut peers = Peers::default();
+        let (a, _) = peers.add(descriptor("a", 7, 1, &[(0, 1, true)]), way(1));
+        assert!(a.is_stale() && !a.table().open);
+        assert_eq!(
+            (a.table().nics.len(), a.table().regions()),
+            (0, 0),
+            "what it has on the other one is of no use"
+        );
+        assert_eq!(peers.add(descriptor("a", 7, 1, &[]), way(1)).1, Added::Unchanged);
+        assert!(a.is_stale(), "the same again is no cure");
+        let mut opened = descriptor("a", 7, 2, &[(0, 1, true)]);
+        opened.on_request.clear();
+        opened.fabrics.push(OnFabric { fabric: "efa".into(), ..opened.fabrics[0].clone() });
+        assert_eq!(peers.add(opened, way(1)).1, Added::Updated);
+        assert!(!a.is_stale() && a.table().open);
+        assert_eq!((a.table().fabric, a.table().nics.len(), a.table().regions()), (1, 1, 1));
+        // It comes back with a newer library: the other fabric's NICs are not those, though they look the same.
+        let nics = Arc::clone(&a.table().nics);
+        assert_eq!(peers.add(descriptor("a", 7, 3, &[]), way(0)).1, Added::Updated);
+        assert!(!Arc::ptr_eq(&nics, &a.table().nics));
     }
 }

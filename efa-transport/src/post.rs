@@ -254,11 +254,11 @@ impl Lane {
         // Not the one that has just failed, if there is another.
         let failed = if lot.attempts > 0 && lot.remote_nic != NONE { 1 << lot.remote_nic } else { 0 };
         let eligible = if remotes & !failed != 0 { remotes & !failed } else { remotes };
-        let Some(remote_nic) = partner(self.index, context.lanes, count, eligible, turn) else {
+        let Some(remote_nic) = partner(self.seat.seat, self.seat.of, count, eligible, turn) else {
             return Err(Refused::Fail(Failure::Operation, "the peer has the memory on no NIC".into()));
         };
         path.remote_nic = remote_nic as u8;
-        path.steady = eligible == all && has_one_partner(self.index, context.lanes, count);
+        path.steady = eligible == all && has_one_partner(self.seat.seat, self.seat.of, count);
         path.handle =
             lot.region.handle_of(lot.local_chunk, self.index).ok_or_else(|| Refused::no_key("local"))?;
         let handle = lot.region.handle(path.handle).ok_or_else(|| Refused::no_key("local"))?;

@@ -46,25 +46,27 @@ pub(crate) struct Parking {
 
 impl Parking {
     pub(crate) fn new(lanes: &[Lane]) -> Result<Self, Error> {
-        let fail = |what| {
-            move |errno: rustix::io::Errno| {
-                let source = fabric_safe::Error::System { what, source: errno.into() };
-                Error::fabric("preparing to sleep", source)
-            }
-        };
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(fail("eventfd"))?;
         let queues = if lanes.iter().all(|lane| lane.nic.has_wait_object) {
-            let queues = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(fail("epoll_create"))?;
-            for fd in lanes.iter().filter_map(|lane| lane.nic.queue.wait_fd()) {
-                epoll::add(&queues, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
-                    .map_err(fail("epoll_ctl"))?;
-            }
-            Some(queues)
+            Some(epoll::create(epoll::CreateFlags::CLOEXEC).map_err(fail("epoll_create"))?)
         } else {
             None
         };
-        Ok(Self { queues, bell, asleep: AtomicBool::new(false), epoch: AtomicU32::new(0) })
+        let parking = Self { queues, bell, asleep: AtomicBool::new(false), epoch: AtomicU32::new(0) };
+        parking.watch(lanes)?;
+        Ok(parking)
+    }
+
+    /// Wakes for these lanes' completions too. If one of them has no wait object, nobody sleeps on the others' from then on:
+    /// [`Core::block`] finds that out each time.
+    pub(crate) fn watch(&self, lanes: &[Lane]) -> Result<(), Error> {
+        let Some(queues) = &self.queues else { return Ok(()) };
+        for fd in lanes.iter().filter_map(|lane| lane.nic.queue.wait_fd()) {
+            epoll::add(queues, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
+                .map_err(fail("epoll_ctl"))?;
+        }
+        Ok(())
     }
 
     /// Sleeps until a completion queue has something (if `queues`), the bell rings (if `bell`), or the time is over.
@@ -95,6 +97,13 @@ impl Parking {
             _ if began.elapsed() < SHORTEST => Slept::NotAtAll,
             _ => Slept::UntilReady,
         }
+    }
+}
+
+fn fail(what: &'static str) -> impl Fn(rustix::io::Errno) -> Error {
+    move |errno| {
+        let source = fabric_safe::Error::System { what, source: errno.into() };
+        Error::fabric("preparing to sleep", source)
     }
 }
 

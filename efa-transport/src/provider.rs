@@ -6,6 +6,8 @@ use fabric_safe::{Capabilities, Hints, Info};
 
 use crate::config::{Config, NicSelection, Provider};
 use crate::error::Error;
+use crate::lane::Lane;
+use crate::scheduler::fabric::DIRECT;
 
 /// Something that was considered and not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,11 +22,20 @@ pub struct Rejected {
 /// What was chosen.
 #[derive(Debug)]
 pub(crate) struct Choice {
+    pub(crate) first: Found,
+    /// EFA's other fabric.
+    pub(crate) second: Option<Found>,
+    pub(crate) rejected: Vec<Rejected>,
+}
+
+/// NICs of one provider and fabric.
+#[derive(Debug)]
+pub(crate) struct Found {
     /// One for each NIC, in order.
     pub(crate) infos: Vec<Info>,
+    pub(crate) label: String,
     /// In words.
     pub(crate) why: String,
-    pub(crate) rejected: Vec<Rejected>,
 }
 
 /// A provider to try.
@@ -45,7 +56,7 @@ impl Candidate {
 fn candidates(provider: &Provider) -> Vec<Candidate> {
     let direct = || {
         let why = "the card reads and writes by itself and nothing is emulated";
-        Candidate::new("efa-direct", "efa", Some("efa-direct"), why)
+        Candidate::new(DIRECT, "efa", Some(DIRECT), why)
     };
     let efa = || {
         let why = "EFA cards are there; the provider's protocols do what the card cannot";
@@ -68,6 +79,7 @@ fn candidates(provider: &Provider) -> Vec<Candidate> {
     };
     match provider {
         Provider::Auto => vec![direct(), efa(), rxm(), net(), tcp(), shm()],
+        Provider::EfaAuto => vec![direct(), efa()],
         Provider::EfaDirect => vec![direct()],
         Provider::Efa => vec![efa()],
         Provider::TcpRxm => vec![rxm()],
@@ -78,23 +90,44 @@ fn candidates(provider: &Provider) -> Vec<Candidate> {
     }
 }
 
-/// Asks libfabric what there is and takes the first candidate that works.
+/// Asks libfabric what there is and takes the first candidate that works; after `efa-direct` also `efa`, if both are allowed.
 pub(crate) fn choose(config: &Config) -> Result<Choice, Error> {
     let mut rejected = Vec::new();
+    let mut first: Option<Found> = None;
     for candidate in candidates(&config.provider) {
-        match offers(&candidate, config, &mut rejected)? {
-            infos if infos.is_empty() => {}
-            infos => {
-                let why = if config.provider == Provider::Auto {
-                    format!("{}: {}", candidate.label, candidate.why)
-                } else {
-                    format!("{}: the settings ask for it", candidate.label)
-                };
-                return Ok(Choice { infos, why, rejected });
-            }
+        if first.as_ref().is_some_and(|_| candidate.provider != "efa") {
+            break;
+        }
+        let infos = offers(&candidate, config, &mut rejected)?;
+        if infos.is_empty() {
+            continue;
+        }
+        let why = match config.provider {
+            Provider::Auto | Provider::EfaAuto => candidate.why,
+            _ => "the settings ask for it",
+        };
+        let found = Found { infos, why: format!("{}: {why}", candidate.label), label: candidate.label };
+        match first {
+            None if candidate.fabric == Some(DIRECT) => first = Some(found),
+            None => return Ok(Choice { first: found, second: None, rejected }),
+            Some(first) => return Ok(Choice { first, second: Some(found), rejected }),
         }
     }
-    Err(Error::NoProvider { tried: rejected })
+    match first {
+        Some(first) => Ok(Choice { first, second: None, rejected }),
+        None => Err(Error::NoProvider { tried: rejected }),
+    }
+}
+
+/// Those of `infos` that are of the same cards as `lanes`, in their order; `None` if a card is missing.
+pub(crate) fn of_the_same_cards(infos: &[Info], lanes: &[Lane]) -> Option<Vec<Info>> {
+    // A card that is opened several times has so many infos here, too.
+    let mut left: Vec<&Info> = infos.iter().collect();
+    let mut take = |lane: &Lane| {
+        let at = left.iter().position(|info| nic_name(info) == lane.nic.name)?;
+        Some(left.swap_remove(at).clone())
+    };
+    lanes.iter().map(&mut take).collect()
 }
 
 fn offers(candidate: &Candidate, config: &Config, rejected: &mut Vec<Rejected>) -> Result<Vec<Info>, Error> {
@@ -135,7 +168,7 @@ fn offers(candidate: &Candidate, config: &Config, rejected: &mut Vec<Rejected>) 
         reject(candidate.label.clone(), why);
         return Ok(infos);
     }
-    if candidate.fabric == Some("efa-direct") {
+    if candidate.fabric == Some(DIRECT) {
         // Without both, efa-direct could not do half of the operations.
         let both = Capabilities::READ | Capabilities::WRITE;
         infos.retain(|info| {
@@ -173,6 +206,11 @@ fn one_each(infos: Vec<Info>, config: &Config) -> Vec<Info> {
         infos.retain(|info| info.domain_name() != "lo");
     }
     infos
+}
+
+/// The fabric where its name says how endpoints talk (`efa`, `efa-direct`); elsewhere it names a network, and this is empty.
+pub(crate) fn fabric_of(info: &Info) -> &str {
+    if info.provider_name() == "efa" { info.fabric_name() } else { "" }
 }
 
 /// The device's name, or the domain's.

@@ -1,7 +1,7 @@
 //! Registered memory.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Instant;
 
 use efa_mr::registrar::Registered;
@@ -12,6 +12,7 @@ pub use fabric_safe::Access;
 
 use crate::core::Core;
 use crate::error::Error;
+use crate::fabric::OpenFabric;
 use crate::scheduler::rail::{Set, rank};
 use crate::scheduler::slicer::Chunk;
 use crate::sync::lock;
@@ -63,6 +64,16 @@ pub(crate) struct RegionInner {
     /// that they are gone when that is dropped.
     handles: Vec<fabric_safe::Region>,
     pub(crate) registered: Registered<Domain>,
+    again: Again,
+}
+
+/// What registering the same memory with another fabric takes, and what came of it.
+struct Again {
+    memory: Arc<dyn SharedMemory>,
+    options: RegisterOptions,
+    second: OnceLock<Arc<RegionInner>>,
+    /// Why there is no second one although that fabric is open. Locked while it is being registered.
+    refused: Mutex<Option<String>>,
 }
 
 /// A part of a region that is registered on a set of NICs.
@@ -106,6 +117,53 @@ impl RegionInner {
     #[inline]
     pub(crate) fn handle(&self, number: usize) -> Option<&fabric_safe::Region> {
         self.handles.get(number)
+    }
+
+    /// The same memory on the second fabric.
+    ///
+    /// # Errors
+    /// Why it is not there, in words.
+    pub(crate) fn second(&self) -> Result<Arc<RegionInner>, String> {
+        if let Some(second) = self.again.second.get() {
+            return Ok(Arc::clone(second));
+        }
+        match self.again.refused.try_lock() {
+            Ok(refused) => Err(refused.clone().unwrap_or_else(|| "it is not open".into())),
+            Err(_) => Err("that is going on; try again".into()),
+        }
+    }
+
+    /// The same as far as it is there.
+    pub(crate) fn on(&self, fabric: usize) -> Option<&RegionInner> {
+        if fabric == 0 { Some(self) } else { self.again.second.get().map(|second| &**second) }
+    }
+
+    /// Registers the memory with the second fabric unless that has been done. True if it is new there.
+    pub(crate) fn second_or(
+        &self,
+        register: impl FnOnce(&Arc<dyn SharedMemory>, RegisterOptions) -> Result<RegionInner, Error>,
+    ) -> Result<bool, Error> {
+        let mut refused = lock(&self.again.refused);
+        if self.again.second.get().is_some() {
+            return Ok(false);
+        }
+        match register(&self.again.memory, self.again.options) {
+            Ok(second) => {
+                // Nobody else can have set it: the lock is ours.
+                let _ = self.again.second.set(Arc::new(second));
+                *refused = None;
+                Ok(true)
+            }
+            Err(error) => {
+                *refused = Some(error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    /// MRs on all fabrics.
+    fn mrs(&self) -> usize {
+        self.registered.mrs() + self.again.second.get().map_or(0, |second| second.registered.mrs())
     }
 
     /// Calls `each` with the parts of a range that lie in one chunk: a region handle, the offset in it, and the part of
@@ -208,10 +266,10 @@ impl Region {
         self.inner()?.copy_in(offset, bytes)
     }
 
-    /// Number of memory regions that the provider holds for it, over all NICs.
+    /// Number of memory regions that the provider holds for it, over all NICs and fabrics.
     #[must_use]
     pub fn registrations(&self) -> usize {
-        self.inner().map_or(0, |inner| inner.registered.mrs())
+        self.inner().map_or(0, |inner| inner.mrs())
     }
 
     /// Takes the memory off the network: no further requests, and after `Ok` no byte of it is read or written by any NIC.
@@ -223,39 +281,53 @@ impl Region {
     /// has been unregistered before.
     pub fn unregister(&self, deadline: Instant) -> Result<(), Error> {
         let (addr, len) = (self.0.addr, self.0.len);
-        let mut inner = lock(&self.0.inner).take().ok_or(Error::Unregistered { addr, len })?;
+        let inner = lock(&self.0.inner).take().ok_or(Error::Unregistered { addr, len })?;
         let core = self.0.core.upgrade();
         if let Some(core) = &core {
             core.forget_region(self.0.id);
         }
-        let inner = loop {
-            match Arc::try_unwrap(inner) {
-                Ok(mut inner) => {
-                    inner.handles.clear();
-                    break inner;
-                }
-                Err(shared) => inner = shared,
-            }
-            if Instant::now() >= deadline {
-                return Err(Error::StillInUse { addr, len });
-            }
-            if core.as_ref().is_none_or(|core| core.drive_all() == 0) {
-                std::thread::sleep(std::time::Duration::from_micros(50));
-            }
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        inner
-            .registered
-            .unregister_within(left, || {
-                if core.as_ref().is_none_or(|core| core.drive_all() == 0) {
-                    std::thread::yield_now();
-                }
-            })
-            .map_err(|rest| match rest.mrs() {
-                0 => Error::Register { addr, len, why: rest.to_string() },
-                _ => Error::StillInUse { addr, len },
-            })
+        let core = core.as_deref();
+        let (first, second) = close(inner, core, deadline)?;
+        // Whatever has become of the first fabric's, the second's is closed too.
+        let second = second.map_or(Ok(()), |second| close(second, core, deadline)?.0);
+        first.and(second)
     }
+}
+
+/// How closing the MRs on one fabric went, and what there is on the second.
+type Closed = (Result<(), Error>, Option<Arc<RegionInner>>);
+
+/// Waits for operations in flight, then closes the MRs on one fabric.
+///
+/// # Errors
+/// [`Error::StillInUse`] at the deadline: nothing has been closed.
+fn close(mut inner: Arc<RegionInner>, core: Option<&Core>, deadline: Instant) -> Result<Closed, Error> {
+    let (addr, len) = (inner.addr, inner.len);
+    let RegionInner { handles, registered, again, .. } = loop {
+        match Arc::try_unwrap(inner) {
+            Ok(inner) => break inner,
+            Err(shared) => inner = shared,
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::StillInUse { addr, len });
+        }
+        if core.is_none_or(|core| core.drive_all() == 0) {
+            std::thread::sleep(std::time::Duration::from_micros(50));
+        }
+    };
+    drop(handles);
+    let left = deadline.saturating_duration_since(Instant::now());
+    let closed = registered
+        .unregister_within(left, || {
+            if core.is_none_or(|core| core.drive_all() == 0) {
+                std::thread::yield_now();
+            }
+        })
+        .map_err(|rest| match rest.mrs() {
+            0 => Error::Register { addr, len, why: rest.to_string() },
+            _ => Error::StillInUse { addr, len },
+        });
+    Ok((closed, again.second.into_inner()))
 }
 
 impl Drop for RegionShared {
@@ -279,20 +351,42 @@ impl Core {
         memory: Arc<dyn SharedMemory>,
         options: RegisterOptions,
     ) -> Result<Region, Error> {
-        let mut buffer = efa_mr::registrar::fabric::buffer_of(&memory, options.page);
+        let inner = Arc::new(self.register_on(self.lanes.first(), &memory, options)?);
+        let id = self.remember_region(&inner);
+        // If it is opened just now, whoever opens it finds this region in the list, or this call finds it open.
+        if self.register_second(&inner) {
+            self.changed();
+        }
+        Ok(Region::new(self, id, inner))
+    }
+
+    /// Plans and registers with one fabric.
+    pub(crate) fn register_on(
+        &self,
+        fabric: &OpenFabric,
+        memory: &Arc<dyn SharedMemory>,
+        options: RegisterOptions,
+    ) -> Result<RegionInner, Error> {
+        let mut buffer = efa_mr::registrar::fabric::buffer_of(memory, options.page);
         if let Some(location) = options.location {
             buffer.location = location;
         }
         let (addr, len) = (buffer.addr, buffer.len_bytes);
         let fail = |why: String| Error::Register { addr, len, why };
-        if options.access.writes() && !Memory::writable(&memory) {
+        if options.access.writes() && !Memory::writable(memory) {
             return Err(fail("the memory is read-only; ask for Access::SOURCE".into()));
         }
         let location = buffer.location;
         let policy = options.policy.unwrap_or(self.config.policy);
-        let registered = self
+        let registered = fabric
             .registrar
-            .register(&[buffer], &[memory], &policy, planner_access(options.access), |_| {})
+            .register(
+                &[buffer],
+                std::slice::from_ref(memory),
+                &policy,
+                planner_access(options.access),
+                |_| {},
+            )
             .map_err(|error| fail(error.to_string()))?;
         let mut handles = Vec::new();
         let chunks: Vec<LocalChunk> = registered
@@ -306,22 +400,21 @@ impl Core {
                 LocalChunk {
                     start: chunk.addr,
                     end: chunk.addr + chunk.len_bytes,
-                    nics: chunk.nics.iter().fold(0, |set: Set, nic| set | 1 << nic),
+                    nics: chunk.nics.iter().fold(0, |set: Set, nic| set | 1 << (fabric.range.start + nic)),
                     first,
                 }
             })
             .collect();
-        let distances: Vec<_> = self.registrar.nics().iter().map(|nic| nic.distance(location)).collect();
+        let distances: Vec<_> = fabric.registrar.nics().iter().map(|nic| nic.distance(location)).collect();
         let nearest = distances.iter().min().copied();
         let near = distances
             .iter()
             .enumerate()
             .filter(|(_, d)| Some(**d) == nearest)
-            .fold(0, |set: Set, (nic, _)| set | 1 << nic);
-        let inner =
-            Arc::new(RegionInner { addr, len, access: options.access, chunks, near, handles, registered });
-        let id = self.remember_region(&inner);
-        Ok(Region::new(self, id, inner))
+            .fold(0, |set: Set, (nic, _)| set | 1 << (fabric.range.start + nic));
+        let memory = Arc::clone(memory);
+        let again = Again { memory, options, second: OnceLock::new(), refused: Mutex::default() };
+        Ok(RegionInner { addr, len, access: options.access, chunks, near, handles, registered, again })
     }
 }
 

@@ -103,9 +103,9 @@ impl Core {
         if set == 0 { Set::MAX } else { set }
     }
 
-    /// Where ties between equally loaded lanes begin.
+    /// Where ties between equally loaded lanes of a fabric begin: a place among them, which all fabrics have as many of.
     pub(crate) fn next_turn(&self) -> usize {
-        self.turn.fetch_add(1, Ordering::Relaxed) % self.lanes.len()
+        self.turn.fetch_add(1, Ordering::Relaxed) % self.lanes.first().lanes.len()
     }
 
     /// The lanes that can carry a lot's slices: those that have its memory and are `usable`; none only if no lane has it.
@@ -131,9 +131,9 @@ impl Core {
     #[cold]
     fn with_partner(&self, party: &Party, remote_chunk: u32, eligible: Set, now: u64) -> Set {
         let well = party.table.nics_of(remote_chunk) & !party.peer.health().avoid(now);
-        let (locals, remotes) = (self.lanes.len(), party.table.nics.len());
+        let (range, remotes) = (&self.lanes.fabric(party.table.fabric).range, party.table.nics.len());
         let answered = members(eligible)
-            .filter(|&lane| partners(lane, locals, remotes) & well != 0)
+            .filter(|&lane| partners(lane - range.start, range.len(), remotes) & well != 0)
             .fold(0, |set: Set, lane| set | 1 << lane);
         if answered != 0 { answered } else { eligible }
     }
@@ -199,7 +199,8 @@ impl Core {
         let eligible = self.eligible(&stray.lot.region, stray.lot.party(), chunks, usable, now);
         let near = stray.lot.region.near;
         let chooser = &mut Chooser::default();
-        match self.choose(eligible, near, stray.piece.len(), (chooser, self.next_turn()), |_| 0) {
+        let turn = self.lanes.fabric(stray.lot.table().fabric).range.start + self.next_turn();
+        match self.choose(eligible, near, stray.piece.len(), (chooser, turn), |_| 0) {
             Some(lane) => {
                 let mut staging = self.take_staging();
                 staging.lanes[lane].add_stray(stray);
@@ -286,10 +287,8 @@ impl Core {
         }
         let Some((_, from)) = busiest else { return };
         let now = context.now();
-        for to in members(idle & self.usable(now)) {
-            if to >= self.lanes.len()
-                || self.lanes[to].load.load(Ordering::Relaxed) > self.config.window_bytes
-            {
+        for to in members(idle & self.usable(now) & self.lanes.mates(from)) {
+            if self.lanes[to].load.load(Ordering::Relaxed) > self.config.window_bytes {
                 continue;
             }
             let Ok(mut state) = self.lanes[from].state.try_lock() else { return };

@@ -17,7 +17,7 @@ pub struct Statistics {
     pub requests_failed: u64,
     /// Attempts of slices that were repeated.
     pub retries: u64,
-    /// For each NIC.
+    /// For each NIC; for each once more when a second fabric is open, then called `CARD/FABRIC`.
     pub nics: Vec<NicStatistics>,
 }
 
@@ -51,7 +51,7 @@ pub struct NicStatistics {
     pub queued: usize,
     /// Address vector entries in use now.
     pub addresses: usize,
-    /// Page table entries in use, and the budget.
+    /// Page table entries of the card in use, and the budget. Where it has two fabrics, of both together.
     pub pages: (u64, u64),
 }
 
@@ -86,7 +86,9 @@ impl Core {
                     (state.queue.in_flight(), state.queue.queued())
                 };
                 let c = &lane.counters;
-                let used = self.registrar.ledger().used(lane.index).0;
+                // The card's, whichever fabric has used them.
+                let ledger = self.lanes.first().registrar.ledger();
+                let used = ledger.used(lane.seat.seat).0;
                 NicStatistics {
                     name: lane.nic.name.clone(),
                     bytes_written: get(&c.bytes_written),
@@ -101,7 +103,7 @@ impl Core {
                     in_flight,
                     queued,
                     addresses: lane.addresses(),
-                    pages: (used, used.saturating_add(self.registrar.ledger().pages_left(lane.index))),
+                    pages: (used, used.saturating_add(ledger.pages_left(lane.seat.seat))),
                 }
             })
             .collect();

@@ -70,15 +70,17 @@ impl Stage<'_> {
     fn find_rails(&mut self, core: &Core, kind: &Kind<'_>, cut: &Cut) {
         let chunks = (cut.local_chunk, cut.remote_chunk);
         let party = &kind.batch.parties[kind.party as usize];
-        self.rails = Rails::new(chunks, core.eligible(kind.region, party, chunks, self.usable, self.now));
+        let eligible = core.eligible(kind.region, party, chunks, self.usable, self.now);
+        self.rails = Rails::new(chunks, eligible, core.lanes.fabric(party.table.fabric).range.start);
         self.serial += 1;
     }
 
     /// One of several lanes; no lane's number if there is none.
     #[inline(never)]
     fn choose(&mut self, core: &Core, kind: &Kind<'_>, cut: &Cut) -> usize {
-        self.turn = if self.turn + 1 >= self.lanes.len() { 0 } else { self.turn + 1 };
-        let turn = (&mut self.chooser, self.turn);
+        // All fabrics have as many lanes.
+        self.turn = if self.turn + 1 >= core.lanes.first().range.end { 0 } else { self.turn + 1 };
+        let turn = (&mut self.chooser, self.rails.first + self.turn);
         let staged = |lane: usize| self.lanes[lane].weight();
         core.choose(self.rails.eligible, kind.region.near, cut.len, turn, staged).unwrap_or(usize::MAX)
     }
@@ -89,17 +91,19 @@ impl Stage<'_> {
 struct Rails {
     chunks: (u32, u32),
     eligible: Set,
+    /// The first lane of the peer's fabric.
+    first: usize,
     /// The lane, if there is one only; no lane's number otherwise.
     only: usize,
 }
 
 impl Rails {
     /// Of no chunks.
-    const NONE: Self = Self { chunks: (u32::MAX, u32::MAX), eligible: 0, only: usize::MAX };
+    const NONE: Self = Self { chunks: (u32::MAX, u32::MAX), eligible: 0, first: 0, only: usize::MAX };
 
-    fn new(chunks: (u32, u32), eligible: Set) -> Self {
+    fn new(chunks: (u32, u32), eligible: Set, first: usize) -> Self {
         let only = if eligible.is_power_of_two() { eligible.trailing_zeros() as usize } else { usize::MAX };
-        Self { chunks, eligible, only }
+        Self { chunks, eligible, first, only }
     }
 }
 
@@ -109,11 +113,11 @@ impl Core {
             return Err(Error::ShutDown);
         }
         for stored in &batch.requests {
-            if stored.immediate.is_some() && self.immediate_bytes < 4 {
+            if stored.immediate.is_some() && self.lanes.first().immediate_bytes < 4 {
                 return Err(Error::Request(format!(
                     "provider {} carries {} bytes of immediate, not 4",
                     self.lanes[0].nic.info.provider_name(),
-                    self.immediate_bytes
+                    self.lanes.first().immediate_bytes
                 )));
             }
         }
@@ -174,19 +178,37 @@ impl Core {
             self.copy_within(state, index, stored, batch);
             return;
         }
-        let region = &stored.region;
+        let fabric = self.lanes.fabric(party.table.fabric);
+        let other;
+        let region = if party.table.fabric == 0 {
+            &stored.region
+        } else {
+            match stored.region.second() {
+                Ok(region) => {
+                    other = region;
+                    &other
+                }
+                Err(why) => {
+                    let why =
+                        format!("the local memory is not registered with fabric {}: {why}", fabric.name);
+                    state.fail(index, |party| Error::NoRail { peer: party.peer.name.clone(), why });
+                    return;
+                }
+            }
+        };
         let rails = region.chunks.first().map_or(0, |chunk| chunk.nics) & stage.usable;
         let longest = longest_slice(
             stored.bytes,
             rails.count_ones() as usize,
             self.config.stripe_bytes,
             self.config.slice_bytes,
-            self.longest,
+            fabric.longest,
         );
         // Often the request is like the one before.
         let same =
             stage.latest.and_then(|latest| batch.requests.get(latest as usize)).is_some_and(|before| {
-                Arc::ptr_eq(&before.region, region) && (before.peer, before.op) == (stored.peer, stored.op)
+                Arc::ptr_eq(&before.region, &stored.region)
+                    && (before.peer, before.op) == (stored.peer, stored.op)
             });
         if !same {
             stage.rails = Rails::NONE;
@@ -250,7 +272,10 @@ impl Core {
     fn check(&self, stored: &Stored, party: &Party, now: u64) -> Result<(), Error> {
         let Party { peer, table } = party;
         if peer.is_stale() {
-            let why = "a key was refused or it has restarted".to_owned();
+            let why = match table.open {
+                true => "a key was refused or it has restarted".to_owned(),
+                false => table.closed(),
+            };
             return Err(Error::PeerStale { peer: peer.name.clone(), why });
         }
         if stored.immediate.is_some() && table.immediate_bytes < 4 {

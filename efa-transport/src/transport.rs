@@ -4,8 +4,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use efa_mr::registrar::Registrar;
-use efa_mr::registrar::fabric::nic_of;
 use fabric_safe::SharedMemory;
 
 use crate::batch::BatchHandle;
@@ -14,12 +12,12 @@ use crate::core::Core;
 use crate::describe::Description;
 use crate::error::Error;
 use crate::events::{Arrivals, Events};
-use crate::lane::Lane;
-use crate::nic::Nic;
+use crate::fabric::OpenFabric;
 use crate::peer::{PeerId, PeerState};
-use crate::provider::choose;
+use crate::provider::{Choice, Rejected, choose, of_the_same_cards};
 use crate::region::{Region, RegisterOptions};
 use crate::request::Batch;
+use crate::second::Second;
 use crate::stats::{PeerStatistics, Statistics};
 use crate::sync::lock;
 use crate::warmup::WarmUp;
@@ -45,39 +43,29 @@ impl Transport {
     /// [`Error::NoLibrary`], [`Error::NoProvider`] (with what was tried, and why it was not taken), [`Error::Fabric`] if not
     /// one NIC can be opened.
     pub fn open(config: Config) -> Result<Self, Error> {
-        let mut choice = choose(&config)?;
-        let mut lanes: Vec<Lane> = Vec::new();
-        let mut trouble = None;
-        let mut budgets = Vec::new();
-        for info in &choice.infos {
-            match Nic::open(info, config.max_peers, config.wait_objects) {
-                Ok((nic, endpoint)) => {
-                    let mut budget = nic_of(&nic.domain);
-                    budget.numa = nic.numa;
-                    budget.pte_left = config.pte_budget.unwrap_or(budget.pte_left);
-                    budget.max_mr_bytes = budget.max_mr_bytes.min(config.max_mr_bytes);
-                    budgets.push(budget);
-                    lanes.push(Lane::new(lanes.len(), nic, endpoint, &config));
-                }
-                Err(error) => {
-                    let what = format!("NIC {}", crate::provider::nic_name(info));
-                    choice.rejected.push(crate::provider::Rejected { what, why: error.to_string() });
-                    trouble = Some(error);
-                }
+        let Choice { first, second, mut rejected } = choose(&config)?;
+        let (first, why, second) = match (OpenFabric::open(&first.infos, &config, &mut rejected), second) {
+            (Ok(open), second) => (open, first.why, second),
+            // EFA's other fabric may still work.
+            (Err(error), Some(second)) => {
+                rejected.push(Rejected { what: first.label, why: error.to_string() });
+                (OpenFabric::open(&second.infos, &config, &mut rejected)?, second.why, None)
             }
-        }
-        if lanes.is_empty() {
-            return Err(trouble.unwrap_or(Error::NoProvider { tried: choice.rejected }));
-        }
-        let domains = lanes.iter().map(|lane| lane.nic.domain.clone()).collect();
-        let registrar = Registrar::new(domains, budgets)
-            .map_err(|error| Error::setting("nics", error.to_string()))?
-            .with_parallel(config.parallel_registrations);
+            (Err(error), None) => return Err(error),
+        };
+        let second = second.and_then(|second| {
+            let infos = of_the_same_cards(&second.infos, &first.lanes);
+            if infos.is_none() || 2 * first.lanes.len() > efa_mr::MAX_NICS {
+                let why = "not all of the cards have it, or they are too many for two fabrics".into();
+                rejected.push(Rejected { what: format!("a second fabric, {}", second.label), why });
+                return None;
+            }
+            infos.map(|infos| Second::new(second.label, infos))
+        });
         let epoch = random()?;
         let name = config.name.clone().unwrap_or_else(default_name);
-        let core =
-            Arc::new(Core::new(config, (choice.why, choice.rejected), (name, epoch), lanes, registrar)?);
-        core.description().log();
+        let core = Arc::new(Core::new(config, (why, rejected), (name, epoch), first, second)?);
+        core.description().log(0);
         let thread = crate::progress::start(&core).map_err(|source| {
             Error::fabric("starting a thread", fabric_safe::Error::System { what: "thread", source })
         })?;
@@ -152,8 +140,14 @@ impl Transport {
     /// Takes a peer's descriptor. Idempotent; older ones of the same life of a peer change nothing. A peer of a known name
     /// with a new epoch has restarted: it keeps its id, and requests that still run against its former life fail.
     ///
+    /// On EFA this also chooses the fabric ([`scheduler::fabric`](crate::scheduler::fabric)). The first peer that cannot be reached on
+    /// `efa-direct` makes it open `efa` and register all memory there, which takes its time and changes our own descriptor. So
+    /// whoever answers a peer takes the peer's descriptor first and gives its own then. A peer that has yet to do so is
+    /// [stale](PeerState::stale) from the beginning.
+    ///
     /// # Errors
-    /// [`Error::Descriptor`] whatever the bytes are; [`Error::Incompatible`] if its provider is not ours.
+    /// [`Error::Descriptor`] whatever the bytes are; [`Error::Incompatible`] if its provider is not ours, or there is no fabric that
+    /// both sides have and that can be opened here.
     pub fn add_or_update_peer(&self, descriptor: &[u8]) -> Result<PeerId, Error> {
         self.0.core.add_peer(descriptor)
     }

@@ -11,7 +11,7 @@ use crate::core::Core;
 use crate::descriptor::NicEntry;
 use crate::error::Error;
 use crate::lane::Lane;
-use crate::peer::{Peer, PeerId};
+use crate::peer::{Peer, PeerId, PeerTable};
 use crate::scheduler::rail::partner;
 use crate::sync::lock;
 
@@ -98,8 +98,12 @@ impl Core {
         if table.epoch == self.epoch && self.config.same_process_copy {
             return Ok(WarmUp { rails: 0, failed: Vec::new(), took: began.elapsed() });
         }
+        if !table.open {
+            let why = table.closed();
+            return Err(Error::PeerStale { peer: peer.name.clone(), why });
+        }
         let nics = &table.nics;
-        let rails = rails(self.lanes.len(), nics.len());
+        let rails = self.rails(&table);
         let shared = Arc::new(Shared {
             background: false,
             left: AtomicUsize::new(rails.len()),
@@ -133,6 +137,14 @@ impl Core {
 }
 
 impl Core {
+    /// The pairs of a lane and a remote NIC that traffic with a peer will use.
+    fn rails(&self, table: &PeerTable) -> Vec<(usize, usize)> {
+        let lanes = &self.lanes.fabric(table.fabric).range;
+        let mut rails = rails(lanes.len(), table.nics.len());
+        rails.iter_mut().for_each(|(local, _)| *local += lanes.start);
+        rails
+    }
+
     fn send_probes(
         &self,
         peer: &Arc<Peer>,
@@ -187,7 +199,7 @@ impl Core {
             }
             let avoid = peer.health().avoid(now);
             let suspect = peer.health().is_suspect();
-            let mut rails = rails(self.lanes.len(), table.nics.len());
+            let mut rails = self.rails(&table);
             rails.retain(|&(local, remote)| {
                 avoid & (1 << remote) == 0
                     && self.lanes[local].aside_until.load(Ordering::Relaxed) <= now

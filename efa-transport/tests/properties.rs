@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use efa_transport::scheduler::fabric::{DIRECT, Device, Offer, choose};
 use efa_transport::scheduler::queue::{Queue, Token};
 use efa_transport::scheduler::rail::{least_loaded, partner};
 use efa_transport::scheduler::retry::{Decision, Failure, decide};
@@ -322,5 +323,49 @@ proptest! {
         let report = run(&scenario);
         prop_assert!(report.violations.is_empty(), "{}", report);
         prop_assert_eq!(report.done + report.failed, 200);
+    }
+}
+
+/// What one side has, each fabric once.
+fn offers() -> impl Strategy<Value = Vec<Offer<'static>>> {
+    let known = || proptest::option::of(any::<bool>());
+    let offer = |fabric: &'static str| {
+        (any::<bool>(), known(), known()).prop_map(move |(there, reads, writes)| {
+            there.then_some(Offer { fabric, device: Device { reads, writes } })
+        })
+    };
+    let all = [offer(DIRECT), offer("efa"), offer("yet-another"), offer("")];
+    all.prop_map(|offers| offers.into_iter().flatten().collect::<Vec<_>>()).prop_shuffle()
+}
+
+proptest! {
+    /// Two sides that know the same come to the same fabric, whoever asks and in whatever order it names what it has: one that both have,
+    /// `efa-direct` exactly if both have it and none is known to need help; and they find one whenever there is one.
+    #[test]
+    fn both_sides_choose_the_same_fabric_and_the_best_that_there_is(ours in offers(), theirs in offers()) {
+        let chosen = choose(&ours, &theirs);
+        prop_assert_eq!(chosen, choose(&theirs, &ours));
+        let mut reversed = ours.clone();
+        reversed.reverse();
+        prop_assert_eq!(chosen, choose(&reversed, &theirs));
+        let of = |side: &[Offer<'static>], fabric: &str| side.iter().find(|it| it.fabric == fabric).map(|it| it.device);
+        let common = |fabric: &str| Some([of(&ours, fabric)?, of(&theirs, fabric)?]);
+        let weak = |it: &Device| it.reads == Some(false) || it.writes == Some(false);
+        let direct = common(DIRECT).is_some_and(|sides| !sides.iter().any(weak));
+        prop_assert_eq!(chosen == Some(DIRECT), direct);
+        let others = ours.iter().filter(|it| it.fabric != DIRECT && common(it.fabric).is_some()).count();
+        prop_assert_eq!(chosen.is_some(), direct || others > 0);
+        if let Some(chosen) = chosen {
+            prop_assert!(common(chosen).is_some(), "{} is not there on both sides", chosen);
+        }
+    }
+
+    /// A side that has yet to open a fabric does not say what its cards do on it, and that must not change the answer where it matters:
+    /// the fabric that is opened later is never the preferred one.
+    #[test]
+    fn what_is_not_known_yet_changes_nothing_but_efa_direct(ours in offers(), theirs in offers()) {
+        let forget = |it: &Offer<'static>| if it.fabric == DIRECT { *it } else { Offer { device: Device::default(), ..*it } };
+        let less: Vec<Offer<'static>> = theirs.iter().map(forget).collect();
+        prop_assert_eq!(choose(&ours, &theirs), choose(&ours, &less));
     }
 }

@@ -39,19 +39,17 @@ pub(crate) fn open(settings: &Settings, name: &str) -> Result<Result<Fabric, Str
         None if settings.mooncake.value != crate::settings::Mooncake::Off => {
             Transport::open(config.provider(Provider::Efa))
         }
-        // The card alone where it can read and write by itself, or else with the provider's protocols.
-        None => Transport::open(config.clone().provider(Provider::EfaDirect))
-            .or_else(|_| Transport::open(config.provider(Provider::Efa))),
+        // The card alone where it can read and write by itself, on both sides, or else with the provider's protocols.
+        None => Transport::open(config.provider(Provider::EfaAuto)),
     };
     match opened {
         Ok(transport) => {
             let description = transport.describe();
             tracing::info!(%description, "libfabric is open");
             // EFA has two fabrics of the same provider; elsewhere the fabric is a network's address.
-            let name = if description.provider == "efa" {
-                format!("efa/{}", description.fabric)
-            } else {
-                description.provider.clone()
+            let name = match description.provider.as_str() {
+                "efa" => of_efa(&description.fabric),
+                other => other.to_owned(),
             };
             Ok(Ok(Fabric { transport, name }))
         }
@@ -61,6 +59,10 @@ pub(crate) fn open(settings: &Settings, name: &str) -> Result<Result<Fabric, Str
         }),
         Err(error) => Ok(Err(error.to_string())),
     }
+}
+
+fn of_efa(fabric: &str) -> String {
+    format!("efa/{fabric}")
 }
 
 /// efa-transport's own settings: the file's table before the variables of the same names, and what is the engine's to say.
@@ -85,9 +87,15 @@ fn with_source(config: Config, source: Option<IpAddr>) -> Config {
 }
 
 impl Fabric {
-    /// The provider, and EFA's fabric.
+    /// The provider, and EFA's fabric that it prefers.
     pub(crate) fn name(&self) -> String {
         self.name.clone()
+    }
+
+    /// The provider, and the fabric of EFA's that a peer is reached on.
+    pub(crate) fn name_to(&self, peer: PeerId) -> String {
+        let fabric = self.transport.peer_state(peer).map(|state| state.fabric).unwrap_or_default();
+        if fabric.is_empty() { self.name() } else { of_efa(&fabric) }
     }
 
     /// Provider, fabric, NICs and what is slow about them.

@@ -147,7 +147,7 @@ impl Node {
         let missing = match (&self.opened.wait().fabric, &card.fabric) {
             (Ok(fabric), Some(descriptor)) => match fabric.add_peer(descriptor) {
                 Ok(peer) => {
-                    tracing::debug!(segment, path = fabric.name(), "libfabric is on both sides");
+                    tracing::debug!(segment, path = fabric.name_to(peer), "libfabric is on both sides");
                     return Ok((Chosen::Fabric(peer), "libfabric is on both sides".into()));
                 }
                 Err(error) => error.to_string(),
@@ -186,8 +186,8 @@ impl Node {
     }
 
     #[cfg(feature = "efa")]
-    pub(crate) fn fabric_name(&self) -> String {
-        self.fabric().map_or_else(|_| "none".into(), Fabric::name)
+    pub(crate) fn fabric_name(&self, peer: efa_transport::PeerId) -> String {
+        self.fabric().map_or_else(|_| "none".into(), |fabric| fabric.name_to(peer))
     }
 
     #[cfg(feature = "efa")]

@@ -118,16 +118,16 @@ impl Segment {
         let known = self.known();
         match known.path {
             #[cfg(feature = "efa")]
-            Chosen::Fabric(_) if !self.is_moved() => {
-                let name =
-                    self.engine().ok().map_or_else(|| "none".into(), |engine| engine.node.fabric_name());
-                Path::Fabric(name)
+            Chosen::Fabric(peer) if !self.is_moved() => {
+                let engine = self.engine();
+                Path::Fabric(engine.map_or_else(|_| "none".into(), |engine| engine.node.fabric_name(peer)))
             }
             #[cfg(feature = "mooncake")]
             Chosen::Mooncake(remote) => Path::Mooncake(remote.version),
             #[cfg(all(feature = "mooncake", feature = "efa"))]
-            Chosen::MooncakeFabric(..) => {
-                let name = self.engine().map_or_else(|_| "none".into(), |engine| engine.node.fabric_name());
+            Chosen::MooncakeFabric(peer, _) => {
+                let engine = self.engine();
+                let name = engine.map_or_else(|_| "none".into(), |engine| engine.node.fabric_name(peer));
                 Path::Fabric(format!("{name} to a Mooncake node"))
             }
             _ => Path::Tcp(known.peer().path()),

@@ -8,8 +8,10 @@
 //! * [`rail`] chooses a local NIC for each slice, and a remote NIC for that;
 //! * [`queue`] holds the slices of one NIC in order, hands them out against credits, and takes them back;
 //! * [`health`] sets NICs and peers aside after failures and lets them back in;
+//! * [`fabric`] chooses between the two of EFA for each peer;
 //! * [`retry`] decides whether a failed slice gets another attempt, and when.
 
+pub mod fabric;
 pub mod health;
 pub mod queue;
 pub mod rail;

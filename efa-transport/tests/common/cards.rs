@@ -15,6 +15,21 @@ pub(crate) fn library() -> Option<PathBuf> {
     places.find_map(|dir| Some(dir.join("libfabric-2.5.1/lib/libfabric.so.1")).filter(|path| path.is_file()))
 }
 
+/// The variables that make a process on cards use the system's older libfabric, if that is one: no device writes, no `efa-direct`.
+pub(crate) fn older_library() -> Option<Vec<(&'static str, String)>> {
+    let dirs = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
+    let older = dirs.iter().map(Path::new).find(|dir| dir.join("libfabric.so.1.20.0").is_file())?;
+    let newer = library()?;
+    let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+    let path: Vec<&str> = path.split(':').filter(|dir| Some(Path::new(dir)) != newer.parent()).collect();
+    Some(vec![
+        ("FABRIC_LIBRARY", older.join("libfabric.so.1").display().to_string()),
+        ("LD_LIBRARY_PATH", path.join(":")),
+        // Nothing else is built in there.
+        ("FI_PROVIDER_PATH", String::new()),
+    ])
+}
+
 /// Runs `body` in a process on `nics` cards of a profile; the test program starts itself again, with the name of the test.
 /// Targets that `body` starts are further hosts of the same network.
 pub(crate) fn on_cards(test: &str, nics: usize, profile: &str, with: &[(&str, &str)], body: impl FnOnce()) {

@@ -14,7 +14,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use efa_transport::{Access, Config, Error, NicSelection, PeerId, Provider, Region, Transport};
+use efa_transport::{
+    Access, Batch, Config, Error, NicSelection, PeerId, Provider, Region, Request, Transport,
+};
 use fabric_safe::{Hints, Mapping, PageKind};
 
 /// Longest wait for anything.
@@ -125,6 +127,8 @@ mod order {
     pub(crate) const REGISTER_AGAIN: u8 = 5;
     pub(crate) const SUMS: u8 = 6;
     pub(crate) const FILL_RANGE: u8 = 7;
+    pub(crate) const PUT: u8 = 8;
+    pub(crate) const GET: u8 = 9;
 }
 
 /// A target process.
@@ -191,6 +195,8 @@ impl Target {
     pub(crate) fn meet(&mut self, transport: &Transport) -> PeerId {
         let answer = self.ask(order::MEET, &transport.local_descriptor());
         assert_eq!(answer, b"ok", "{}", String::from_utf8_lossy(&answer));
+        // It may have opened another fabric for us.
+        self.descriptor = self.ask(order::DESCRIPTOR, &[]);
         transport.add_or_update_peer(&self.descriptor).expect("its descriptor")
     }
 
@@ -224,6 +230,28 @@ impl Target {
     pub(crate) fn register_again(&mut self) {
         self.addr = word(&self.ask(order::REGISTER_AGAIN, &[]), 0);
         self.descriptor = self.ask(order::DESCRIPTOR, &[]);
+    }
+
+    /// Only it takes our descriptor in; what it says.
+    pub(crate) fn is_told(&mut self, transport: &Transport) -> Result<(), String> {
+        match self.ask(order::MEET, &transport.local_descriptor()) {
+            answer if answer == b"ok" => Ok(()),
+            answer => Err(String::from_utf8_lossy(&answer).into_owned()),
+        }
+    }
+
+    /// Its descriptor as it is now.
+    pub(crate) fn tells(&mut self) -> Vec<u8> {
+        self.ask(order::DESCRIPTOR, &[])
+    }
+
+    /// Makes it write its memory to whom it met last, or read from there; what it says of that.
+    pub(crate) fn transfers(&mut self, write: bool, remote: u64, len: usize) -> Result<(), String> {
+        let order = if write { order::PUT } else { order::GET };
+        match self.ask(order, &words(&[remote, len as u64])) {
+            answer if answer == b"ok" => Ok(()),
+            answer => Err(String::from_utf8_lossy(&answer).into_owned()),
+        }
     }
 
     /// Ends it without a warning.
@@ -264,6 +292,7 @@ pub(crate) fn serve() {
     send(&mut line, &words(&[region.addr()])).expect("the line");
     send(&mut line, &transport.local_descriptor()).expect("the line");
     let mut counters = std::collections::HashMap::new();
+    let mut met = None;
     // The line breaks when the first program ends.
     while let Ok(message) = receive(&mut line) {
         let (order, arguments) = message.split_first().expect("an order");
@@ -289,9 +318,24 @@ pub(crate) fn serve() {
                 Vec::new()
             }
             order::MEET => match transport.add_or_update_peer(arguments) {
-                Ok(_) => b"ok".to_vec(),
+                Ok(peer) => {
+                    met = Some(peer);
+                    b"ok".to_vec()
+                }
                 Err(error) => error.to_string().into_bytes(),
             },
+            order::PUT | order::GET => {
+                let peer = met.expect("somebody to write to");
+                let (here, there, len) = (region.addr(), word(arguments, 0), word(arguments, 1));
+                let mut batch = Batch::new();
+                let request = match *order {
+                    order::PUT => Request::write(peer, &region, here, there, len),
+                    _ => Request::read(peer, &region, here, there, len),
+                };
+                batch.push(request).expect("a request");
+                let outcome = transport.submit(&mut batch).and_then(|handle| handle.wait());
+                outcome.map_or_else(|error| error.to_string().into_bytes(), |()| b"ok".to_vec())
+            }
             order::ARRIVALS => {
                 let (immediate, count) = (word(arguments, 0) as u32, word(arguments, 1));
                 let counter =

@@ -331,6 +331,57 @@ fn a_mixed_cluster_takes_the_best_path_to_each() {
     assert_eq!(strict.bytes("staging", 0, 200_000), staging[..200_000]);
 }
 
+/// A node whose libfabric knows `efa` only, and two that have `efa-direct` too, all with the same settings. Catches: a fabric that is
+/// chosen for the whole node, so that old and new cannot talk; one that the first round trip does not open; a path that is named wrong.
+#[test]
+fn old_and_new_libfabrics_in_one_cluster() {
+    let test = "old_and_new_libfabrics_in_one_cluster";
+    let Some(cluster) = Cluster::new(test, Kind::Auto) else { return };
+    let _alone = alone();
+    let Some(mut old) = cluster.older_node(test) else { return };
+    let (mut near, mut far) = (cluster.node(), cluster.node());
+    for node in [&mut old, &mut near, &mut far] {
+        node.register("pool", 256 << 10, READ_WRITE, 1);
+        node.register("staging", 256 << 10, LOCAL, 2);
+    }
+    assert_eq!(near.open(&far).path, "efa/efa-direct");
+    // Whoever begins, one round trip is enough.
+    assert_eq!(old.open(&far).path, "efa/efa", "{:?}", old.open(&far));
+    assert_eq!(near.open(&old).path, "efa/efa", "{:?}", near.open(&old));
+    assert_eq!(near.view(&far.name).path, "efa/efa-direct", "it stays");
+    let staging = filled(256 << 10, 2);
+    // Both in one batch; then the old one to both; then memory that is new since.
+    let both = vec![
+        request(true, "staging", &far, "pool", 100, 100_000),
+        request(true, "staging", &old, "pool", 100, 100_000),
+    ];
+    assert_eq!(near.run(both).statuses, vec![Ok(()); 2]);
+    let mut pool = filled(256 << 10, 1);
+    pool[100..100_100].copy_from_slice(&staging[100..100_100]);
+    for node in [&mut far, &mut old] {
+        assert!(node.holds("pool", &pool));
+    }
+    let both = vec![
+        request(true, "staging", &far, "pool", 110_000, 50_000),
+        request(true, "staging", &near, "pool", 110_000, 50_000),
+        request(false, "staging", &near, "pool", 0, 50_000),
+    ];
+    assert_eq!(old.run(both).statuses, vec![Ok(()); 3]);
+    assert_eq!(far.bytes("pool", 110_000, 50_000), staging[110_000..160_000]);
+    assert_eq!(near.bytes("pool", 110_000, 50_000), staging[110_000..160_000]);
+    assert_eq!(old.bytes("staging", 0, 50_000), filled(256 << 10, 1)[..50_000]);
+    near.register("later", 64 << 10, READ_WRITE, 3);
+    old.must(Order::Refresh(near.name.clone()));
+    assert_eq!(old.run(vec![request(true, "staging", &near, "later", 0, 64 << 10)]).result, Ok(()));
+    // What it has read before is in the first part of its staging memory.
+    let sent = [&filled(256 << 10, 1)[..50_000], &staging[50_000..64 << 10]].concat();
+    assert!(near.holds("later", &sent));
+    assert_eq!(
+        (near.view(&old.name).path, near.view(&far.name).path),
+        ("efa/efa".into(), "efa/efa-direct".into())
+    );
+}
+
 /// Two cards on each side, and every source of the protocol in its turn: builder, file, and the variables in their order. The path
 /// is what the first of them says.
 #[test]

@@ -120,6 +120,20 @@ impl Cluster {
         Node::start(self.command(with_cards), setup)
     }
 
+    /// A node on the system's libfabric 1.17, which knows the fabric `efa` only; `None` if the system has another one or none, which
+    /// is said.
+    pub(crate) fn older_node(&self, test: &str) -> Option<Node> {
+        let dirs = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
+        let Some(older) = dirs.iter().map(Path::new).find(|dir| dir.join("libfabric.so.1.20.0").is_file())
+        else {
+            eprintln!("SKIP: {test}: the system has no libfabric 1.17");
+            return None;
+        };
+        let mut command = self.command(true);
+        command.env("FABRIC_LIBRARY", older.join("libfabric.so.1")).env_remove("FI_PROVIDER_PATH");
+        Some(Node::start(command, self.kind.setup()))
+    }
+
     pub(crate) fn command(&self, with_cards: bool) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap());
         // What the tests' own environment says must not decide.

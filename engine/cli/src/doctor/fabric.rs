@@ -120,8 +120,7 @@ fn open(provider: Option<&str>) -> Result<PathFacts, String> {
     let config = Config::from_env().map_err(|error| error.to_string())?;
     let opened = match provider {
         Some(name) => Transport::open(config.provider(Provider::parse(name))),
-        None => Transport::open(config.clone().provider(Provider::EfaDirect))
-            .or_else(|_| Transport::open(config.provider(Provider::Efa))),
+        None => Transport::open(config.provider(Provider::EfaAuto)),
     };
     let transport = opened.map_err(|error| error.to_string())?;
     let description = transport.describe();
@@ -139,7 +138,11 @@ fn open(provider: Option<&str>) -> Result<PathFacts, String> {
         rejected: description.rejected.into_iter().map(|rejected| (rejected.what, rejected.why)).collect(),
         warnings: description.warnings,
         why: match (provider, description.fabric.as_str()) {
-            (None, "efa-direct") => "the cards read and write by themselves, nothing is emulated".into(),
+            (None, "efa-direct") => {
+                let why = "the cards read and write by themselves, nothing is emulated";
+                let further = description.on_request.as_ref();
+                further.map_or(why.into(), |it| format!("{why}; efa/{it} is opened for peers that need it"))
+            }
             (None, _) => "the provider's protocols do what the cards cannot".into(),
             (Some(_), _) => description.choice.clone(),
         },
