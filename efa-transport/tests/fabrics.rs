@@ -181,9 +181,59 @@ fn an_old_peer_on_efa_and_a_new_one_on_efa_direct_at_the_same_time() {
             assert_eq!(target.checksum(), checksum(&pattern(LEN, 78)));
         }
 
-        region.unregister(soon()).expect("unregistering");
+        // Memory that is registered now is on both at once: nobody has to meet again.
+        let later = memory(&transport, MIB);
+        later.write(0, &pattern(MIB, 79)).expect("our memory");
+        put(&transport, &later, &[(to_new, new.addr), (to_old, old.addr)], MIB).expect("from new memory");
+        let mut expected = pattern(LEN, 78);
+        expected[..MIB].copy_from_slice(&pattern(MIB, 79));
+        for target in [&mut new, &mut old] {
+            assert_eq!(target.checksum(), checksum(&expected));
+        }
+        for region in [region, later] {
+            region.unregister(soon()).expect("unregistering");
+        }
         assert_eq!(pages(&transport), 0, "on both fabrics");
         transport.shutdown(soon());
+    });
+}
+
+/// Catches: memory that falls between the two: not yet in the list when the fabric is opened, and not told of it afterwards; or that is
+/// registered twice, or taken away half.
+#[test]
+fn memory_that_comes_and_goes_while_the_second_fabric_opens_is_on_both_or_on_none() {
+    let test = "memory_that_comes_and_goes_while_the_second_fabric_opens_is_on_both_or_on_none";
+    on_cards(test, 2, "p5", &[], || {
+        for round in 0..4 {
+            let Some(transport) = initiator(test, 2) else { return };
+            let mut other = Target::start("efa", 2, "other", MIB);
+            let (peer, regions) = std::thread::scope(|scope| {
+                let opener = scope.spawn(|| transport.add_or_update_peer(&other.descriptor).expect("on efa"));
+                let mut regions = Vec::new();
+                // As many as there is time for, and some after that.
+                for turn in 0..2_000 {
+                    if turn > 8 && opener.is_finished() {
+                        break;
+                    }
+                    regions.push(memory(&transport, 64 << 10));
+                    if turn % 3 == 2 {
+                        regions.swap_remove(round % regions.len()).unregister(soon()).expect("unregistering");
+                    }
+                }
+                (opener.join().expect("no panic"), regions)
+            });
+            let left = regions.len();
+            assert_eq!(pages(&transport), 2 * 16 * left as u64, "round {round}, {left} regions");
+            for (seed, region) in regions.iter().enumerate() {
+                region.write(0, &pattern(64 << 10, seed as u64)).expect("our memory");
+                put(&transport, region, &[(peer, other.addr)], 64 << 10).expect("from every one of them");
+            }
+            assert_eq!(other.meet(&transport), peer);
+            other.transfers(true, regions[left - 1].addr(), 64 << 10).expect("to the last one");
+            drop(regions);
+            assert_eq!(pages(&transport), 0);
+            transport.shutdown(soon());
+        }
     });
 }
 
