@@ -469,10 +469,15 @@ proptest! {
             }),
             prop::collection::vec(0_u64..1 << 48, 1..200).prop_map(|a| a.into_iter().map(|a| (a, 4096)).collect()),
         ],
+        base in prop_oneof![Just(0), 0_u64..1 << 48],
     ) {
-        let ranges: Vec<_> = ranges.into_iter().map(|(at, len)| Range { at, len }).collect();
+        let mut ranges: Vec<_> = ranges.into_iter().map(|(at, len)| Range { at, len }).collect();
         let mut bytes = Vec::new();
-        wire::put_ranges(&mut bytes, &ranges);
+        match base {
+            0 => wire::put_ranges(&mut bytes, &ranges),
+            _ => wire::put_ranges_at(&mut bytes, &ranges, base),
+        }
+        ranges.iter_mut().for_each(|r| r.at += base);
         let (mut reader, mut back) = (Reader(&bytes), Vec::new());
         let total = wire::get_ranges(&mut reader, &mut back).unwrap();
         prop_assert_eq!(total, ranges.iter().map(|r| r.len).sum::<u64>());

@@ -372,3 +372,86 @@ impl RegionTable {
         region.end_copies();
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // tests
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::memory::OwnedMemory;
+
+    fn region(len: usize, access: Access) -> (Arc<RegionTable>, Region) {
+        let table = Arc::new(RegionTable::default());
+        let region = table.register(OwnedMemory::new(len).unwrap(), access).unwrap();
+        (table, region)
+    }
+
+    proptest! {
+        /// Inside is what plain arithmetic without overflow says is inside, at the edges above all.
+        #[test]
+        fn a_range_is_inside_or_it_is_not(
+            region_len in 1_usize..10_000,
+            from_start in prop_oneof![Just(0_i128), -2_i128..3, -20_000_i128..20_000],
+            over_end in prop_oneof![Just(0_i128), -2_i128..3, -20_000_i128..20_000, Just(i128::from(u64::MAX))],
+        ) {
+            let (_table, region) = region(region_len, Access::READ_WRITE);
+            let (start, end) = (i128::from(region.addr()), i128::from(region.addr()) + region_len as i128);
+            let (Ok(at), Ok(len)) = (u64::try_from(start + from_start), u64::try_from(end + over_end - start - from_start))
+            else { return Ok(()) };
+            let inside = from_start >= 0 && over_end <= 0;
+            prop_assert_eq!(region.inner.offset(at, len), inside.then_some(from_start as u64));
+        }
+    }
+
+    /// Each registration has a key of its own, of which an observer of the others can say nothing, and the key alone opens it.
+    #[test]
+    fn keys_are_random_and_open_one_region() {
+        let table = Arc::new(RegionTable::default());
+        let memory = OwnedMemory::new(64).unwrap();
+        let regions: Vec<_> =
+            (0..64).map(|_| table.register(memory.clone(), Access::READ).unwrap()).collect();
+        for byte in 0..16 {
+            let mut seen: Vec<u8> = regions.iter().map(|r| r.inner.key.0[byte]).collect();
+            seen.sort_unstable();
+            seen.dedup();
+            // Of 64 random bytes fewer than 30 are different ones less than once in 10^15 times.
+            assert!(seen.len() >= 30, "byte {byte} of the keys takes {} values only", seen.len());
+        }
+        for region in &regions {
+            assert!(Arc::ptr_eq(&table.find(region.inner.key, Access::READ).unwrap(), &region.inner));
+            for bit in [0, 64, 127] {
+                let mut wrong = region.inner.key;
+                wrong.0[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(table.find(wrong, Access::READ).unwrap_err(), Refusal::UnknownKey);
+            }
+            assert_eq!(table.find(region.inner.key, Access::WRITE).unwrap_err(), Refusal::AccessDenied);
+        }
+    }
+
+    /// Revoking returns when the copy that is being made has ended, and no other one begins.
+    #[test]
+    fn revoking_waits_for_the_copy_that_is_being_made() {
+        let (table, region) = region(64, Access::READ_WRITE);
+        let (began, ended) = (std::sync::Barrier::new(2), std::sync::atomic::AtomicBool::new(false));
+        let inner = Arc::clone(&region.inner);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                inner.enter(|| {
+                    began.wait();
+                    while !inner.is_revoked() {
+                        std::thread::yield_now();
+                    }
+                    // The revoker has begun: it has to be waiting for this.
+                    (0..1000).for_each(|_| std::thread::yield_now());
+                    ended.store(true, Ordering::SeqCst);
+                })
+            });
+            began.wait();
+            region.revoke();
+            assert!(ended.load(Ordering::SeqCst), "revoked while a copy was being made");
+        });
+        assert_eq!(inner.enter(|| ()), Err(Refusal::Revoked));
+        assert_eq!(table.find(inner.key, Access::READ).unwrap_err(), Refusal::UnknownKey);
+    }
+}

@@ -185,11 +185,16 @@ const SHAPE_SCATTER: u8 = 3;
 
 /// Writes a list of ranges in the shortest of the four forms that fits it.
 pub(crate) fn put_ranges(out: &mut Vec<u8>, ranges: &[Range]) {
+    put_ranges_at(out, ranges, 0);
+}
+
+/// As [`put_ranges`], for offsets in a region that begins at `base`. The region's end is an address, so no sum overflows.
+pub(crate) fn put_ranges_at(out: &mut Vec<u8>, ranges: &[Range], base: u64) {
     let word = |out: &mut Vec<u8>, v: u64| out.extend_from_slice(&v.to_le_bytes());
     let count = |out: &mut Vec<u8>| out.extend_from_slice(&(ranges.len() as u32).to_le_bytes());
     if let [one] = ranges {
         out.push(SHAPE_CONTIGUOUS);
-        word(out, one.at);
+        word(out, base + one.at);
         word(out, one.len);
         return;
     }
@@ -199,7 +204,7 @@ pub(crate) fn put_ranges(out: &mut Vec<u8>, ranges: &[Range]) {
         let steady = |s: u64| ranges.windows(2).all(|w| w[1].at.checked_sub(w[0].at) == Some(s));
         if let Some(stride) = stride.filter(|&s| steady(s)) {
             out.push(SHAPE_STRIDED);
-            word(out, first.at);
+            word(out, base + first.at);
             word(out, first.len);
             word(out, stride);
             count(out);
@@ -208,13 +213,13 @@ pub(crate) fn put_ranges(out: &mut Vec<u8>, ranges: &[Range]) {
         out.push(SHAPE_PAGED);
         word(out, first.len);
         count(out);
-        ranges.iter().for_each(|r| word(out, r.at));
+        ranges.iter().for_each(|r| word(out, base + r.at));
         return;
     }
     out.push(SHAPE_SCATTER);
     count(out);
     for r in ranges {
-        word(out, r.at);
+        word(out, base + r.at);
         word(out, r.len);
     }
 }
@@ -262,14 +267,4 @@ pub(crate) fn get_ranges(r: &mut Reader<'_>, into: &mut Vec<Range>) -> Result<u6
         _ => return Err(Malformed("unknown shape")),
     }
     Ok(total)
-}
-
-/// As [`put_ranges`], for offsets in a region that begins at `base`.
-pub(crate) fn put_ranges_at(out: &mut Vec<u8>, ranges: &[Range], base: u64) {
-    if let [one] = ranges {
-        put_ranges(out, &[Range { at: base + one.at, len: one.len }]);
-    } else {
-        let absolute: Vec<Range> = ranges.iter().map(|r| Range { at: base + r.at, len: r.len }).collect();
-        put_ranges(out, &absolute);
-    }
 }

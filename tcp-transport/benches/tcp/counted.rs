@@ -11,31 +11,42 @@ use crate::{ALLOCATOR, Op};
 
 const MOST: usize = 256 << 20;
 
-/// Heap allocations per request when everything has been used once.
-pub(crate) fn allocated(bench: &mut Bench, kept: &mut Kept, server: &Server) -> Result<()> {
+/// Heap allocations per request when everything has been used once, in both processes together.
+pub(crate) fn allocated(bench: &mut Bench, kept: &mut Kept, server: &mut Server) -> Result<()> {
     for path in [Path::Net, Path::Host] {
         let counted = [
-            (Op::Write, 4096, 1),
-            (Op::Read, 4096, 1),
-            (Op::Write, 65_536, 128),
-            (Op::Read, 65_536, 128),
-            (Op::Write, 16 << 20, 16),
+            (Op::Write, 4096, 1, None),
+            (Op::Read, 4096, 1, None),
+            (Op::Write, 65_536, 128, None),
+            (Op::Read, 65_536, 128, None),
+            (Op::Write, 16 << 20, 16, None),
+            (Op::Write, 65_536, 16, Some(16)),
+            (Op::Read, 65_536, 16, Some(16)),
         ];
-        for (op, size, batch) in counted {
-            let case = format!("op={} size={size} batch={batch} threads=1 path={path}", op.name());
+        for (op, size, batch, pages) in counted {
+            let shape = pages.map(|n: u64| format!(" pages={n}")).unwrap_or_default();
+            let case = format!("op={} size={size}{shape} batch={batch} threads=1 path={path}", op.name());
             if !bench.wants(&case) {
                 continue;
             }
             let ours = Ours::connect(server, path, 2, MOST)?;
+            let pages = pages.map(|n| ours.pages(n));
             let mut requests = Batch::new();
             let mut run = |times: usize| -> Result<()> {
-                (0..times).try_for_each(|_| ours.run(&mut requests, op, size, batch, 0, MOST, 0))
+                (0..times).try_for_each(|_| match &pages {
+                    Some(pages) => ours.run_paged(&mut requests, op, pages, batch),
+                    None => ours.run(&mut requests, op, size, batch, 0, MOST, 0),
+                })
             };
             let times = 1000_usize.div_ceil(batch);
             run(times)?;
-            let (result, count) = allocations(&ALLOCATOR, || run(times));
+            server.allocations()?;
+            let before = server.allocations()?;
+            let asking = server.allocations()? - before;
+            let (result, here) = allocations(&ALLOCATOR, || run(times));
             result?;
-            let value = count as f64 / (times * batch) as f64;
+            let there = server.allocations()? - before - 2 * asking;
+            let value = (here + there) as f64 / (times * batch) as f64;
             kept.add(&case, Metric::Allocations, &promise::ALLOCATIONS);
             bench.case(case).at_most(promise::ALLOCATIONS.figure).count(Metric::Allocations, value, None)?;
         }

@@ -55,7 +55,7 @@ fn main() -> Result<()> {
     }
     let mut bench = Bench::from_args("tcp");
     let mut kept = Kept::default();
-    let server = Server::start()?;
+    let mut server = Server::start()?;
     for path in [Path::Net, Path::Host] {
         latency(&mut bench, &mut kept, &server, path)?;
         for threads in [1, 4] {
@@ -75,7 +75,7 @@ fn main() -> Result<()> {
         throughput(&mut bench, &mut kept, &server, &mut None, Path::Host, what)?;
     }
     longest(&mut bench, &server)?;
-    counted::allocated(&mut bench, &mut kept, &server)?;
+    counted::allocated(&mut bench, &mut kept, &mut server)?;
     instructions::compare(&mut bench)?;
     counted::idle(&mut bench, &mut kept, &server)?;
     counted::many_peers(&mut bench)?;
@@ -164,7 +164,7 @@ impl What {
 
 /// Short rounds, because there are a hundred cases of them.
 fn round_time(bench: &Bench) -> Duration {
-    bench.options().round_time().min(Duration::from_millis(30))
+    bench.options().round_time().min(Duration::from_millis(25))
 }
 
 fn throughput(

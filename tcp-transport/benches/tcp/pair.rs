@@ -2,14 +2,16 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use benchkit::Result;
-use tcp_transport::{Access, Batch, OwnedMemory, Path, Peer, Region, RegionDescriptor, Request, Transport};
+use tcp_transport::{
+    Access, Batch, OwnedMemory, Path, Peer, Region, RegionDescriptor, Request, Shape, Transport,
+};
 
-use crate::{Op, bare};
+use crate::{ALLOCATOR, Op, bare};
 
 /// Memory of the other process: as much as four threads need who each have 256 MiB.
 pub(crate) const FOOTPRINT: usize = 1 << 30;
@@ -33,14 +35,20 @@ pub(crate) fn serve() -> Result<()> {
     println!("{} {} {hex}", transport.local_addrs()[0], bare.local_addr()?);
     std::io::stdout().flush()?;
     std::thread::spawn(move || bare::serve(bare));
-    // Ends when the benchmark does.
-    std::io::stdin().read_line(&mut String::new())?;
+    // Each line asks for the heap allocations so far. Ends when the benchmark does.
+    let mut line = String::new();
+    while std::io::stdin().read_line(&mut line)? > 0 {
+        let so_far = ALLOCATOR.stats();
+        println!("{}", so_far.allocations + so_far.reallocations);
+        line.clear();
+    }
     Ok(())
 }
 
 /// The other process.
 pub(crate) struct Server {
     pub(crate) child: Child,
+    output: BufReader<ChildStdout>,
     addr: SocketAddr,
     pub(crate) bare: SocketAddr,
     pub(crate) remote: RegionDescriptor,
@@ -54,8 +62,8 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()?;
         let mut line = String::new();
-        let output = child.stdout.take().ok_or("the server has no output")?;
-        BufReader::new(output).read_line(&mut line)?;
+        let mut output = BufReader::new(child.stdout.take().ok_or("the server has no output")?);
+        output.read_line(&mut line)?;
         let mut words = line.split_whitespace();
         let mut word = || words.next().ok_or("the server said too little");
         let (addr, bare) = (word()?.parse()?, word()?.parse()?);
@@ -63,7 +71,17 @@ impl Server {
         let bytes: Vec<u8> = (0..hex.len() / 2)
             .map(|i| u8::from_str_radix(&hex[2 * i..][..2], 16))
             .collect::<std::result::Result<_, _>>()?;
-        Ok(Self { child, addr, bare, remote: RegionDescriptor::from_bytes(&bytes)? })
+        Ok(Self { child, output, addr, bare, remote: RegionDescriptor::from_bytes(&bytes)? })
+    }
+}
+
+impl Server {
+    /// Heap allocations of the other process so far; asking adds a few, the same number each time after the first.
+    pub(crate) fn allocations(&mut self) -> Result<u64> {
+        self.child.stdin.as_mut().ok_or("the server takes no questions")?.write_all(b"\n")?;
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        Ok(line.trim().parse()?)
     }
 }
 
@@ -124,4 +142,29 @@ impl Ours {
         self.transport.submit(batch)?.wait()?;
         Ok(())
     }
+
+    /// One batch of `count` requests of so many pages of 4 KiB each, which lie apart on both sides.
+    pub(crate) fn run_paged(&self, batch: &mut Batch, op: Op, pages: &Pages, count: usize) -> Result<()> {
+        let paged = |addrs| Shape::Paged { page_len: 4096, addrs };
+        for _ in 0..count {
+            let request = Request::write(&self.peer, &self.local, 0, self.remote, 0, 0);
+            let op = if op == Op::Read { tcp_transport::Op::Read } else { tcp_transport::Op::Write };
+            let (local_shape, remote_shape) = (paged(&pages.here), paged(&pages.there));
+            batch.push(Request { op, local_shape, remote_shape, ..request })?;
+        }
+        self.transport.submit(batch)?.wait()?;
+        Ok(())
+    }
+
+    /// Every second page of the memory, here backwards.
+    pub(crate) fn pages(&self, count: u64) -> Pages {
+        let all = |base: u64| (0..count).map(move |i| base + i * 8192);
+        Pages { here: all(self.local.addr()).rev().collect(), there: all(self.remote.addr).collect() }
+    }
+}
+
+/// Addresses of pages on both sides.
+pub(crate) struct Pages {
+    here: Vec<u64>,
+    there: Vec<u64>,
 }
