@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// Build by the development profile: sooner there, slower in use
     #[arg(long)]
     dev: bool,
+    /// Install this package, too (repeatable): what needs torch, the example among it, is skipped without it
+    #[arg(long, value_name = "PACKAGE")]
+    with: Vec<String>,
     /// Only prepare the environment of the benchmarks, with Mooncake's wheel for TCP or for EFA; prints its Python as the last line
     #[arg(long, value_parser = ["tcp", "efa"])]
     environment: Option<String>,
@@ -60,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let venv = Venv::make(&python::home()?.join("test"), &python, true)?;
     venv.install([wheel.as_os_str()])?;
     alone(&venv)?;
-    venv.install(NEEDED)?;
+    venv.install(NEEDED.into_iter().chain(args.with.iter().map(String::as_str)))?;
     if let Err(error) = venv.install([MOONCAKE]) {
         eprintln!("warning: comparing with Mooncake is left out: {error:#}");
     }

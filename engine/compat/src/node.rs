@@ -20,6 +20,10 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Peers that are kept open. A cluster has fewer; names that were used once and never again do not pile up.
 const SESSIONS: usize = 4096;
 
+/// How long opening a peer may take before it is looked at whether anybody listens there. Far more than a handshake takes, so that
+/// peers that are there do not see connections that only look.
+const AT_ONCE: Duration = Duration::from_millis(250);
+
 /// Batches whose allocations are kept for reuse.
 const SPARE: usize = 16;
 
@@ -228,7 +232,8 @@ impl Node {
 
     // ---- peers ---------------------------------------------------------------------------------------------------------
 
-    /// A peer's memory; the first time it is connected to. Nobody listening there is an error at once, as with Mooncake.
+    /// A peer's memory; the first time it is connected to. Nobody listening there is an error soon (a quarter of a second), not only
+    /// when the time for connecting is over.
     ///
     /// # Errors
     /// [`Fault::Name`], [`Fault::Unreachable`].
@@ -236,10 +241,15 @@ impl Node {
         if let Some(segment) = lock(&self.sessions).get(session) {
             return Ok(segment.clone());
         }
-        if let Some(error) = self.refused(session) {
-            return Err(Fault::Unreachable(error));
-        }
-        let segment = self.engine.open(session, Instant::now() + self.connect).map_err(Fault::of_peer)?;
+        let deadline = Instant::now() + self.connect;
+        let segment = match self.engine.open(session, deadline.min(Instant::now() + AT_ONCE)) {
+            Err(error) if !matches!(error, engine::Error::Name { .. }) => match self.refused(session) {
+                Some(refused) => Err(refused),
+                None => self.engine.open(session, deadline),
+            },
+            opened => opened,
+        };
+        let segment = segment.map_err(Fault::of_peer)?;
         let mut sessions = lock(&self.sessions);
         if sessions.len() >= SESSIONS {
             sessions.clear();
@@ -247,8 +257,8 @@ impl Node {
         Ok(sessions.entry(session.to_owned()).or_insert(segment).clone())
     }
 
-    /// The engine waits for a peer that is about to start; callers of this API try again themselves. So a port that nobody listens
-    /// on is found out first. Names in a store are none of its business.
+    /// The engine waits for a peer that is about to start; callers of this API try again themselves. So when a peer does not answer
+    /// at once, this finds out whether anybody listens there. Names in a store are none of its business.
     fn refused(&self, session: &str) -> Option<engine::Error> {
         let addr = session.to_socket_addrs().ok()?.next()?;
         let error = TcpStream::connect_timeout(&addr, self.connect).err()?;
