@@ -119,6 +119,33 @@ fn used(registrar: &Registrar<Fake>) -> Vec<(u64, u64)> {
     (0..registrar.ledger().nics()).map(|nic| registrar.ledger().used(nic)).collect()
 }
 
+/// Catches: a card's table that two domains fill each as if it were theirs alone.
+#[test]
+fn two_registrars_of_the_same_cards_spend_one_budget() {
+    let world = Arc::new(World::default());
+    let first = registrar(2, 10, &world);
+    let second = registrar(2, 10, &world).with_ledger(first.ledger().clone()).unwrap();
+    let (buffers, memory) = buffers(&[9 * 4096]);
+    let register =
+        |by: &Registrar<Fake>| by.register(&buffers, &memory, &Policy::all(), Access::all(), |_| {});
+    let held = register(&first).unwrap();
+    assert_eq!((used(&first), used(&second)), (vec![(9, 1); 2], vec![(9, 1); 2]));
+    let refused = register(&second).unwrap_err().to_string();
+    assert!(refused.contains("budget") || refused.contains("room"), "{refused}");
+    assert_eq!(used(&second), vec![(9, 1); 2], "as before");
+    held.unregister().unwrap();
+    let held = register(&second).unwrap();
+    assert_eq!(used(&first), vec![(9, 1); 2]);
+    drop(held);
+    assert_eq!(used(&first), vec![(0, 0); 2]);
+    // Accounts of other cards are none of its own.
+    let fewer = registrar(1, 10, &world);
+    assert!(matches!(
+        registrar(2, 10, &world).with_ledger(fewer.ledger().clone()),
+        Err(Error::NoSuchNic { .. })
+    ));
+}
+
 const SIZES: [u64; 5] = [40_000, 5, 9_000, 4096, 100_000];
 
 #[test]

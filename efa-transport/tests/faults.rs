@@ -79,7 +79,7 @@ struct Flight {
 struct World {
     seed: u64,
     random: fastrand::Rng,
-    provider: &'static str,
+    providers: &'static [&'static str],
     transport: Transport,
     peers: Vec<Peer>,
     flights: Vec<Flight>,
@@ -88,11 +88,17 @@ struct World {
     kinds: HashMap<&'static str, u64>,
 }
 
+/// What target `n` uses in one of its lives: they take turns.
+fn provider_of(providers: &[&'static str], n: usize, life: u32) -> &'static str {
+    providers[(n + life as usize) % providers.len()]
+}
+
 impl World {
-    fn new(provider: &'static str, transport: Transport) -> Self {
+    fn new(providers: &'static [&'static str], transport: Transport) -> Self {
         let peers = (0..TARGETS)
             .map(|n| {
-                let mut target = Target::start(provider, CARDS, &format!("target-{n}"), LEN);
+                let mut target =
+                    Target::start(provider_of(providers, n, 0), CARDS, &format!("target-{n}"), LEN);
                 let id = target.meet(&transport);
                 let region = memory(&transport, LEN);
                 let (there, here) = (vec![Content::Unknown; PAGES], vec![Content::Unknown; PAGES]);
@@ -102,7 +108,7 @@ impl World {
         let mut world = Self {
             seed: 0,
             random: fastrand::Rng::with_seed(0),
-            provider,
+            providers,
             transport,
             peers,
             flights: Vec::new(),
@@ -328,7 +334,8 @@ impl World {
 
     fn restart(&mut self, n: usize) {
         self.log.push(format!("kill and restart target {n}"));
-        let fresh = Target::start(self.provider, CARDS, &format!("target-{n}"), LEN);
+        let provider = provider_of(self.providers, n, self.peers[n].lives + 1);
+        let fresh = Target::start(provider, CARDS, &format!("target-{n}"), LEN);
         let peer = &mut self.peers[n];
         std::mem::replace(&mut peer.target, fresh).kill();
         peer.lives += 1;
@@ -433,15 +440,15 @@ impl World {
 /// Schedules of a test, unless `PROPTEST_CASES` says otherwise.
 const SCHEDULES: u64 = 70;
 
-fn run(test: &str, provider: &'static str, seeds: u64) {
+fn run(test: &str, providers: &'static [&'static str], seeds: u64) {
     on_cards(test, CARDS, "p5", &[], || {
         // Small registrations and short slices: many seams, many attempts.
-        let config = config(provider, CARDS, "initiator")
+        let config = config(providers[0], CARDS, "initiator")
             .max_mr_bytes(200 << 10)
             .stripe_bytes(32 << 10)
             .stuck_after(Duration::from_millis(500));
         let Some(transport) = open(test, config) else { return };
-        let mut world = World::new(provider, transport);
+        let mut world = World::new(providers, transport);
         let began = Instant::now();
         let (cases, first) = (cases(SCHEDULES), seeds + first_seed());
         for seed in first..first + cases {
@@ -465,20 +472,26 @@ fn run(test: &str, provider: &'static str, seeds: u64) {
 
 #[test]
 fn every_fault_on_efa_direct() {
-    run("every_fault_on_efa_direct", "efa/efa-direct", 0);
+    run("every_fault_on_efa_direct", &["efa/efa-direct"], 0);
 }
 
 #[test]
 fn every_fault_on_efa_direct_again() {
-    run("every_fault_on_efa_direct_again", "efa/efa-direct", 1_000_000);
+    run("every_fault_on_efa_direct_again", &["efa/efa-direct"], 1_000_000);
 }
 
 #[test]
 fn every_fault_on_efa_direct_and_again() {
-    run("every_fault_on_efa_direct_and_again", "efa/efa-direct", 2_000_000);
+    run("every_fault_on_efa_direct_and_again", &["efa/efa-direct"], 2_000_000);
 }
 
 #[test]
 fn every_fault_with_the_providers_protocols() {
-    run("every_fault_with_the_providers_protocols", "efa/efa", 3_000_000);
+    run("every_fault_with_the_providers_protocols", &["efa/efa"], 3_000_000);
+}
+
+/// Peers on either fabric at the same time, each of which comes back on the other one when it is restarted.
+#[test]
+fn every_fault_on_both_fabrics() {
+    run("every_fault_on_both_fabrics", &["efa-auto", "efa/efa"], 4_000_000);
 }
