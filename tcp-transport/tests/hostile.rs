@@ -156,20 +156,26 @@ struct Liar(TcpStream);
 
 impl Liar {
     fn new(addr: SocketAddr) -> Self {
+        Self::introduced(addr, |_| {}).0
+    }
+
+    /// What it says about itself can be changed; returns what the target said.
+    fn introduced(addr: SocketAddr, change: impl FnOnce(&mut [u8])) -> (Self, [u8; 104]) {
         let mut stream = TcpStream::connect(addr).unwrap();
+        let mut introduction = [0; 104];
+        introduction[..8].copy_from_slice(&[7; 8]); // a session
+        introduction[16..20].copy_from_slice(&std::process::id().to_le_bytes());
+        let port = stream.local_addr().unwrap().port();
+        introduction[20..22].copy_from_slice(&port.to_le_bytes()); // a lane
+        change(&mut introduction);
         let mut hello = preface(0);
         hello.extend([104, 0]);
-        hello.extend([7; 8]); // a session
-        hello.extend([0; 8]);
-        hello.extend(std::process::id().to_le_bytes());
-        hello.extend(stream.local_addr().unwrap().port().to_le_bytes());
-        hello.extend([0; 2]); // a lane
-        hello.extend([0; 80]);
+        hello.extend(introduction);
         stream.write_all(&hello).unwrap();
         let mut welcome = [0; 107];
         stream.read_exact(&mut welcome).unwrap();
         assert_eq!(welcome[2], 0, "the handshake was refused");
-        Self(stream)
+        (Self(stream), welcome[3..].try_into().unwrap())
     }
 
     fn frame(kind: u8, flags: u8, id: u64, meta: &[u8], payload_len: u64) -> Vec<u8> {
@@ -228,6 +234,62 @@ fn liars_inside_are_refused_or_closed_and_the_others_are_unharmed() {
     assert_eq!(target.transport.notifications().next(soon()).unwrap().bytes, b"hi");
     peer.ping(soon()).unwrap();
     assert_eq!(asker.transport.statistics().lanes_lost, 0);
+}
+
+/// The number of a lane names it when it is to be closed: a second one of the same session with that number is not let in.
+#[test]
+fn a_lane_number_is_used_once() {
+    let target = Target::new(builder(), 4096);
+    let same = |introduction: &mut [u8]| introduction[16..24].copy_from_slice(&[5; 8]);
+    let (mut first, _) = Liar::introduced(target.addr(), same);
+    let (second, _) = Liar::introduced(target.addr(), same);
+    assert!(is_closed(second.0).is_empty());
+    first.0.write_all(&Liar::frame(7, 0, 1, &[], 0)).unwrap();
+    assert_eq!(first.code(), 0, "the first one goes on");
+}
+
+/// Copying between processes is for those who show the challenge in their own memory, and have said that they want it.
+#[test]
+fn who_names_another_process_gets_no_copy_between_processes() {
+    let target = Target::new(builder().same_host(true), 1 << 20);
+    let good = target.region.descriptor();
+    let key = &good.to_bytes()[..16];
+    // Where this process runs is what the target, which lives in it, says of itself.
+    let (_, of_target) = Liar::introduced(target.addr(), |_| {});
+    let here = of_target[44..72].to_vec();
+    let near = |willing: bool, pid: u32| {
+        let here = here.clone();
+        move |introduction: &mut [u8]| {
+            introduction[25] = u8::from(willing);
+            introduction[44..72].copy_from_slice(&here);
+            introduction[44..48].copy_from_slice(&pid.to_le_bytes());
+        }
+    };
+    let ask = |liar: &mut Liar, memory: &[u8]| {
+        let address = (memory.as_ptr() as u64).to_le_bytes();
+        liar.0.write_all(&Liar::frame(0x0b, 0, 1, &address, 0)).unwrap();
+        let probed = liar.code();
+        let mut copy = Liar::range(key, good.addr, 16);
+        copy.extend(&Liar::range(&[], memory.as_ptr() as u64, 16));
+        liar.0.write_all(&Liar::frame(4, 0, 2, &copy, 0)).unwrap();
+        (probed, liar.code())
+    };
+    let (no_copy, unsupported) = (Refusal::HostCopy as u16, Refusal::Unsupported as u16);
+    let us = std::process::id();
+
+    let (mut wrong_bytes, challenge) = Liar::introduced(target.addr(), near(true, us));
+    assert_ne!(challenge[72..], [0; 32]);
+    assert_eq!(ask(&mut wrong_bytes, &[1; 32]), (no_copy, unsupported));
+    let (mut another, challenge) =
+        Liar::introduced(target.addr(), near(true, std::os::unix::process::parent_id()));
+    assert_eq!(ask(&mut another, &challenge[72..]), (no_copy, unsupported));
+    let (mut unwilling, challenge) = Liar::introduced(target.addr(), near(false, us));
+    assert_eq!(ask(&mut unwilling, &challenge[72..]), (no_copy, unsupported));
+    assert_eq!(target.bytes(0, 16), [0; 16]);
+
+    let (mut honest, challenge) = Liar::introduced(target.addr(), near(true, us));
+    assert_eq!(ask(&mut honest, &challenge[72..]), (0, 0));
+    assert_eq!(target.bytes(0, 16), challenge[72..88]);
 }
 
 #[test]
