@@ -68,6 +68,31 @@ fn way_of_slices(queues: &mut [Queue<(u32, u64)>], count: u64) {
 const BATCH: usize = 64;
 const BLOCK: usize = 4096;
 
+/// `count` blocks written through the transport, one by one.
+fn counted_alone(provider: &str, count: u64) -> Result<()> {
+    let transport = Transport::open(common::config(provider, 1, "initiator").depth(BATCH))?;
+    let mut target = Target::start(provider, 1, "target", BLOCK);
+    let peer = target.meet(&transport);
+    transport.warm_up(peer, soon())?;
+    let region = memory(&transport, BLOCK);
+    let mut batch = Batch::new();
+    for _ in 0..count {
+        batch.push(Request::write(peer, &region, region.addr(), target.addr, BLOCK as u64))?;
+        transport.submit(&mut batch)?.wait()?;
+    }
+    transport.shutdown(soon());
+    Ok(())
+}
+
+/// The same without the transport.
+fn counted_bare_alone(provider: &str, count: u64) -> Result<()> {
+    let mut bare = bare::Bare::start(provider, 1, BLOCK)?;
+    for _ in 0..count {
+        bare.one(0, true, BLOCK)?;
+    }
+    Ok(())
+}
+
 /// `count` blocks written through the transport: pages of a request each.
 fn counted_ours(provider: &str, count: u64) -> Result<()> {
     let len = 4 * BATCH * BLOCK;
@@ -173,6 +198,8 @@ fn main() -> Result<()> {
         match child.mode.split_once(' ') {
             Some(("ours", provider)) => return counted_ours(provider, child.operations),
             Some(("bare", provider)) => return counted_bare(provider, child.operations),
+            Some(("ours-alone", provider)) => return counted_alone(provider, child.operations),
+            Some(("bare-alone", provider)) => return counted_bare_alone(provider, child.operations),
             _ => way_of_slices(&mut new_queues(), child.operations),
         }
         return Ok(());
@@ -191,17 +218,26 @@ fn main() -> Result<()> {
     }
     // A provider that completes everything at once: elsewhere the polls while waiting would be counted too, as many as the
     // weather wants.
-    let per_slice = format!("step=slice size={BLOCK} batch={BATCH} nics=1 provider=scripted");
-    if bench.wants(&per_slice) {
-        match (own_instructions("ours scripted", 4096)?, own_instructions("bare scripted", 4096)?) {
-            (Some(ours), Some(bare)) => {
-                eprintln!(
-                    "{per_slice}: {ours:.0} instructions with the transport, {bare:.0} in the bare loop"
-                );
-                bench.case(per_slice).at_most(400.0).count(Metric::Instructions, ours - bare, None)?;
-            }
-            _ => eprintln!("SKIP: overhead {per_slice}: valgrind or libscripted_provider.so is not here"),
+    let counted = [
+        (format!("step=slice size={BLOCK} batch={BATCH} nics=1 provider=scripted"), "", Some(400.0)),
+        // What a request costs that is alone in its batch: what its latency is made of.
+        (format!("step=request size={BLOCK} batch=1 nics=1 provider=scripted"), "-alone", None),
+    ];
+    for (case, which, limit) in counted {
+        if !bench.wants(&case) {
+            continue;
         }
+        let own = |who| own_instructions(&format!("{who}{which} scripted"), 4096);
+        let (Some(ours), Some(bare)) = (own("ours")?, own("bare")?) else {
+            eprintln!("SKIP: overhead {case}: valgrind or libscripted_provider.so is not here");
+            continue;
+        };
+        eprintln!("{case}: {ours:.0} instructions with the transport, {bare:.0} in the bare loop");
+        let mut row = bench.case(case);
+        if let Some(limit) = limit {
+            row = row.at_most(limit);
+        }
+        row.count(Metric::Instructions, ours - bare, None)?;
     }
     for provider in bare::providers() {
         let case = format!("nics=1 provider={provider}");

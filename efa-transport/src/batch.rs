@@ -4,16 +4,18 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::core::Core;
 use crate::error::Error;
 use crate::lot::Stray;
 use crate::peer::{Peer, PeerId, PeerTable, Peers};
-use crate::sync::{lock, nanos};
+use crate::sync::lock;
 
 /// How one request of a batch stands.
 #[derive(Debug, Clone)]
@@ -34,6 +36,8 @@ const FAILED: u8 = 2;
 pub(crate) struct Party {
     pub(crate) peer: Arc<Peer>,
     pub(crate) table: Arc<PeerTable>,
+    /// Slices that had ended well then.
+    heard: u64,
 }
 
 /// A request on its way. Small: what only few of them have is [`Rare`].
@@ -86,6 +90,8 @@ pub(crate) struct BatchState {
     limit: Duration,
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// Somebody sleeps, or has left a waker.
+    listened: AtomicBool,
     rare: Mutex<HashMap<u32, Rare>>,
     /// Requests that have not ended.
     running: AtomicUsize,
@@ -110,6 +116,7 @@ impl BatchState {
             limit: Duration::ZERO,
             inner: Mutex::default(),
             changed: Condvar::new(),
+            listened: AtomicBool::new(false),
             rare: Mutex::default(),
             running: AtomicUsize::new(0),
             failed: AtomicUsize::new(0),
@@ -130,7 +137,8 @@ impl BatchState {
             if latest != Some(id) {
                 let peer = Arc::clone(peers.get(id)?);
                 let table = peer.table();
-                self.parties.push(Party { peer, table });
+                let heard = peer.counters.slices.load(Ordering::Relaxed);
+                self.parties.push(Party { peer, table, heard });
                 latest = Some(id);
             }
             self.requests.push(RequestState::new((self.parties.len() - 1) as u32, immediate));
@@ -139,7 +147,8 @@ impl BatchState {
         *self.running.get_mut() = self.requests.len();
         *self.failed.get_mut() = 0;
         *self.alive.get_mut() = 0;
-        self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).waker = None;
+        self.inner.get_mut().waker = None;
+        *self.listened.get_mut() = false;
         Ok(())
     }
 
@@ -147,7 +156,7 @@ impl BatchState {
     pub(crate) fn clear(&mut self) {
         self.requests.clear();
         self.parties.clear();
-        self.rare.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        self.rare.get_mut().clear();
     }
 
     #[inline]
@@ -237,7 +246,7 @@ impl BatchState {
     /// So many requests have ended.
     #[inline]
     pub(crate) fn requests_ended(&self, count: usize) {
-        if self.running.fetch_sub(count, Ordering::AcqRel) == count {
+        if self.running.fetch_sub(count, Ordering::SeqCst) == count {
             self.wake();
         }
     }
@@ -247,12 +256,16 @@ impl BatchState {
     pub(crate) fn slices_gone(&self, party: u32, count: u32) {
         let count = count as usize;
         self.parties[party as usize].peer.alive.fetch_sub(count, Ordering::Release);
-        if self.alive.fetch_sub(count, Ordering::AcqRel) == count && self.has_ended() {
+        if self.alive.fetch_sub(count, Ordering::SeqCst) == count && self.has_ended() {
             self.wake();
         }
     }
 
     fn wake(&self) {
+        // Sequentially consistent, as is the count that has just come down: either we see who listens, or they see the end.
+        if !self.listened.load(Ordering::SeqCst) {
+            return;
+        }
         let mut inner = lock(&self.inner);
         let waker = inner.waker.take();
         if inner.sleepers > 0 {
@@ -265,11 +278,11 @@ impl BatchState {
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        self.running.load(Ordering::Acquire) == 0
+        self.running.load(Ordering::SeqCst) == 0
     }
 
     pub(crate) fn is_quiet(&self) -> bool {
-        self.has_ended() && self.alive.load(Ordering::Acquire) == 0
+        self.has_ended() && self.alive.load(Ordering::SeqCst) == 0
     }
 
     /// Fails every request whose deadline has passed; true if there was one.
@@ -290,12 +303,12 @@ impl BatchState {
 
     /// Peers from which nothing has been heard for as long as a request to them that has just run out of time had.
     pub(crate) fn silent_peers(&self) -> Vec<Arc<Peer>> {
-        let began = self.deadline.saturating_sub(nanos(self.limit));
         let mut peers: Vec<Arc<Peer>> = Vec::new();
         for (&index, rare) in lock(&self.rare).iter() {
-            let peer = &self.party_of(index).peer;
+            let party = self.party_of(index);
+            let peer = &party.peer;
             if matches!(rare.error, Some(Error::Timeout { .. }))
-                && peer.last_success.load(Ordering::Relaxed) < began
+                && peer.counters.slices.load(Ordering::Relaxed) == party.heard
                 && !peers.iter().any(|other| Arc::ptr_eq(other, peer))
             {
                 peers.push(Arc::clone(peer));
@@ -317,12 +330,13 @@ impl BatchState {
 
     /// Sleeps until something has changed for all of the batch, or the time is over.
     pub(crate) fn sleep(&self, done: fn(&Self) -> bool, limit: Duration) {
+        self.listened.store(true, Ordering::SeqCst);
         let mut inner = lock(&self.inner);
         if done(self) {
             return;
         }
         inner.sleepers += 1;
-        inner = self.changed.wait_timeout(inner, limit).unwrap_or_else(PoisonError::into_inner).0;
+        self.changed.wait_for(&mut inner, limit);
         inner.sleepers -= 1;
     }
 
@@ -453,6 +467,7 @@ impl Future for &BatchHandle {
             return Poll::Ready(self.state.result());
         }
         lock(&self.state.inner).waker = Some(context.waker().clone());
+        self.state.listened.store(true, Ordering::SeqCst);
         // Asked again after the waker has been left, so that an end in between is seen by one or the other.
         if self.state.has_ended() {
             return Poll::Ready(self.state.result());

@@ -1,10 +1,11 @@
 //! What the handles of a transport share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use fabric_safe::Access;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::batch::BatchState;
 use crate::config::Config;
@@ -218,7 +219,7 @@ impl Core {
     }
 
     pub(crate) fn peers(&self) -> RwLockReadGuard<'_, Peers> {
-        self.peers.read().unwrap_or_else(PoisonError::into_inner)
+        self.peers.read()
     }
 
     pub(crate) fn add_peer(&self, bytes: &[u8]) -> Result<PeerId, Error> {
@@ -230,7 +231,7 @@ impl Core {
         }
         let way = self.way_to(&descriptor)?;
         let fabric = self.lanes.fabric(way.number);
-        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = self.peers.write();
         let (peer, added) = peers.add(descriptor, way);
         drop(peers);
         let table = peer.table();
@@ -276,7 +277,7 @@ impl Core {
     }
 
     pub(crate) fn remove_peer(&self, id: PeerId) -> bool {
-        let removed = self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        let removed = self.peers.write().remove(id);
         if removed.is_some() {
             for lane in &self.lanes {
                 lane.forget(id.slot);

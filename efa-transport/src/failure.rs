@@ -288,7 +288,7 @@ impl Core {
             if let Some(trouble) = lane.nic.trouble() {
                 tracing::warn!(nic = %lane.nic.name, trouble, "the provider reports");
             }
-            let Ok(state) = lane.state.try_lock() else { continue };
+            let Some(state) = lane.state.try_lock() else { continue };
             let stuck = state.queue.flying().any(|(_, slice)| match state.lots.get(slice.lot) {
                 Some(Cargo::Lot(lot)) => {
                     let deadline = lot.batch.deadline;

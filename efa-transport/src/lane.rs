@@ -4,10 +4,11 @@
 //! takes another lane's lock; what has to move to another NIC leaves through [`Outcome`].
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use fabric_safe::{CompletionBatch, Endpoint, OperationError, OperationKind};
+use parking_lot::Mutex;
 
 use crate::addresses::PeerAddresses;
 use crate::classify::{classify, is_flushed};
@@ -105,10 +106,10 @@ pub(crate) struct LaneState {
 impl LaneState {
     /// Queues the slices of a lot.
     #[inline]
-    pub(crate) fn admit(&mut self, lot: Lot, pieces: impl Iterator<Item = Piece>) {
+    pub(crate) fn admit(&mut self, lot: Lot, pieces: &[Piece]) {
         let flow = lot.peer().id.slot;
         let lot = self.lots.insert(Cargo::Lot(lot));
-        self.queue.push_all(flow, pieces.map(|piece| (piece.len(), Slice::new(piece, lot))));
+        self.queue.push_all(flow, pieces.iter().map(|&piece| (piece.len(), Slice::new(piece, lot))));
     }
 
     /// Queues a probe.
@@ -209,6 +210,7 @@ impl Lane {
                 continue;
             }
             let token = Token::from_raw(token as u32);
+            // Read where it lies: moved out of the queue, it costs more.
             let Some(&slice) = queue.get(token) else { continue };
             queue.end(token);
             match completion.result() {

@@ -1,12 +1,14 @@
 //! One NIC, opened: domain, address vector, completion queue, endpoint.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use fabric_safe::{
     Address, AddressVector, AddressVectorOptions, CompletionFormat, CompletionQueue, CompletionQueueOptions,
     Direction, Domain, Endpoint, EventQueue, Fabric, Info, Mapping, MemoryRegion, Mode, PageKind, RawAddress,
     option,
 };
+
+use parking_lot::Mutex;
 
 use crate::error::Error;
 use crate::provider::{nic_name, numa_of};

@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+
+use parking_lot::Mutex;
 
 use crate::descriptor::{ChunkEntry, Descriptor, NicEntry, OnFabric};
 use crate::error::Error;
@@ -204,8 +206,6 @@ pub(crate) struct Peer {
     pub(crate) alive: AtomicUsize,
     /// Set while our descriptor of it is known to be out of date.
     stale: AtomicBool,
-    /// When a slice last ended well, on the transport's clock.
-    pub(crate) last_success: AtomicU64,
     pub(crate) counters: PeerCounters,
 }
 
@@ -304,7 +304,6 @@ impl Peers {
             health: PeerHealth::default(),
             alive: AtomicUsize::new(0),
             stale: AtomicBool::new(!open),
-            last_success: AtomicU64::new(0),
             counters: PeerCounters::default(),
         });
         self.slots[slot as usize] = Some(Arc::clone(&peer));

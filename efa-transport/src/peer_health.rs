@@ -1,7 +1,8 @@
 //! How well a peer answers, as a whole and over each of its NICs.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 use crate::scheduler::health::{Change, Health};
 use crate::scheduler::rail::Set;

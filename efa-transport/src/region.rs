@@ -1,7 +1,7 @@
 //! Registered memory.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use efa_mr::registrar::Registered;
@@ -9,6 +9,8 @@ use efa_mr::{Location, PageSize, Policy};
 use fabric_safe::{Domain, Memory, SharedMemory};
 
 pub use fabric_safe::Access;
+
+use parking_lot::Mutex;
 
 use crate::core::Core;
 use crate::error::Error;
@@ -128,8 +130,8 @@ impl RegionInner {
             return Ok(Arc::clone(second));
         }
         match self.again.refused.try_lock() {
-            Ok(refused) => Err(refused.clone().unwrap_or_else(|| "it is not open".into())),
-            Err(_) => Err("that is going on; try again".into()),
+            Some(refused) => Err(refused.clone().unwrap_or_else(|| "it is not open".into())),
+            None => Err("that is going on; try again".into()),
         }
     }
 

@@ -68,9 +68,17 @@ impl Shape<'_> {
     fn push_to(&self, ranges: &mut Vec<Range>, within: Range) -> Result<bool, Error> {
         let from = ranges.len();
         match *self {
-            Self::Contiguous { addr, len } => ranges.push(Range { at: addr, len }),
+            Self::Contiguous { addr, len } => {
+                ranges.push(Range { at: addr, len });
+                return Ok(within.contains(&ranges[from]));
+            }
             Self::Paged { page_len, addrs } => {
                 ranges.extend(addrs.iter().map(|&at| Range { at, len: page_len }));
+                let (inside, mergeable) = look_at_pages(addrs, page_len, within);
+                if inside && mergeable {
+                    merge(ranges, from);
+                }
+                return Ok(inside);
             }
             Self::Strided { addr, block_len, stride, count } if stride == block_len => {
                 ranges.push(Range { at: addr, len: block_len * count });
@@ -84,15 +92,8 @@ impl Shape<'_> {
             }
             Self::Scatter(list) => ranges.extend(list.iter().map(|&(at, len)| Range { at, len })),
         }
-        // One look at all, without a way out of the loop: pages of a cache are hardly ever empty, neighbours or outside.
-        let (mut inside, mut mergeable) = (true, false);
-        let mut end = ranges.get(from).map_or(0, |first| !first.at);
-        for range in &ranges[from..] {
-            inside &= within.contains(range);
-            mergeable |= range.len == 0 || range.at == end;
-            end = range.at.wrapping_add(range.len);
-        }
-        if inside && mergeable {
+        let inside = ranges[from..].iter().all(|range| within.contains(range));
+        if inside {
             merge(ranges, from);
         }
         Ok(inside)
@@ -314,8 +315,20 @@ impl Batch {
     }
 }
 
+/// Whether all pages lie `within`, and whether some of them touch (or have no bytes). Without a way out of the loop: pages of a
+/// cache are hardly ever outside or neighbours.
+fn look_at_pages(addrs: &[u64], page_len: u64, within: Range) -> (bool, bool) {
+    let Some(room) = within.len.checked_sub(page_len) else { return (addrs.is_empty(), false) };
+    let (mut outside, mut touching, mut end) = (0, u64::from(page_len == 0), u64::MAX);
+    for &at in addrs {
+        outside |= u64::from(at.wrapping_sub(within.at) > room);
+        touching |= u64::from(at == end);
+        end = at.wrapping_add(page_len);
+    }
+    (outside == 0, touching != 0)
+}
+
 /// From index `from` on, joins ranges that touch and drops empty ones. None reaches past 2^64.
-#[cold]
 fn merge(ranges: &mut Vec<Range>, from: usize) {
     let mut kept = from;
     for index in from..ranges.len() {

@@ -1,8 +1,8 @@
 //! Which lane a slice goes to, and moving lanes on.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, TryLockError};
 
 use crate::batch::{BatchState, Party};
 use crate::core::Core;
@@ -173,11 +173,13 @@ impl Core {
         let mut outcome = Outcome::default();
         {
             let mut state = lock(&lane.state);
-            let mut pieces = staged.pieces.drain(..);
+            let mut pieces = &staged.pieces[..];
             for lot in staged.lots.drain(..) {
-                let count = lot.slices() as usize;
-                state.admit(lot, pieces.by_ref().take(count));
+                let (its, others) = pieces.split_at((lot.slices() as usize).min(pieces.len()));
+                state.admit(lot, its);
+                pieces = others;
             }
+            staged.pieces.clear();
             staged.serial = 0;
             lane.post(&mut state, &Context::new(self, Some(now)), &mut outcome);
         }
@@ -242,11 +244,7 @@ impl Core {
                 idle |= 1 << lane.index;
                 continue;
             }
-            let mut state = match lane.state.try_lock() {
-                Ok(state) => state,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => continue,
-            };
+            let Some(mut state) = lane.state.try_lock() else { continue };
             let mut outcome = Outcome::default();
             lane.counters.polls.fetch_add(1, Ordering::Relaxed);
             happened += lane.drive(&mut state, &context, &mut outcome);
@@ -291,7 +289,7 @@ impl Core {
             if self.lanes[to].load.load(Ordering::Relaxed) > self.config.window_bytes {
                 continue;
             }
-            let Ok(mut state) = self.lanes[from].state.try_lock() else { return };
+            let Some(mut state) = self.lanes[from].state.try_lock() else { return };
             let share = state.queue.queued_bytes() / 2;
             if share < WORTH_TAKING {
                 return;

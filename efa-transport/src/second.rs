@@ -7,9 +7,10 @@
 //!
 //! What there is no room for, or what cannot be opened, is said where it matters: to whoever adds the peer, or uses the memory.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use fabric_safe::Info;
+use parking_lot::Mutex;
 
 use crate::core::Core;
 use crate::descriptor::Descriptor;

@@ -196,14 +196,19 @@ impl Core {
                 }
             }
         };
-        let rails = region.chunks.first().map_or(0, |chunk| chunk.nics) & stage.usable;
-        let longest = longest_slice(
-            stored.bytes,
-            rails.count_ones() as usize,
-            self.config.stripe_bytes,
-            self.config.slice_bytes,
-            fabric.longest,
-        );
+        // Counting NICs takes longer than all the rest of this.
+        let longest = if stored.bytes <= self.config.stripe_bytes {
+            fabric.longest.max(1)
+        } else {
+            let rails = region.chunks.first().map_or(0, |chunk| chunk.nics) & stage.usable;
+            longest_slice(
+                stored.bytes,
+                rails.count_ones() as usize,
+                self.config.stripe_bytes,
+                self.config.slice_bytes,
+                fabric.longest,
+            )
+        };
         // Often the request is like the one before.
         let same =
             stage.latest.and_then(|latest| batch.requests.get(latest as usize)).is_some_and(|before| {
@@ -270,7 +275,7 @@ impl Core {
     /// Whether anything can be sent to the peer now.
     #[inline]
     fn check(&self, stored: &Stored, party: &Party, now: u64) -> Result<(), Error> {
-        let Party { peer, table } = party;
+        let Party { peer, table, .. } = party;
         if peer.is_stale() {
             let why = match table.open {
                 true => "a key was refused or it has restarted".to_owned(),

@@ -134,7 +134,6 @@ impl<'a> Tally<'a> {
         here.fetch_add(bytes, Ordering::Relaxed);
         there.fetch_add(bytes, Ordering::Relaxed);
         peer.counters.slices.fetch_add(slices.into(), Ordering::Relaxed);
-        peer.last_success.store(self.context.now(), Ordering::Relaxed);
     }
 
     #[cold]

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::sync::Mutex;
+
+use parking_lot::Mutex;
 
 use crate::lot::Lot;
 use crate::request::Op;

@@ -1,10 +1,11 @@
 //! The transport: the handle that everything starts from.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fabric_safe::SharedMemory;
+use parking_lot::Mutex;
 
 use crate::batch::BatchHandle;
 use crate::config::Config;

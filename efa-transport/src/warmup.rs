@@ -3,9 +3,11 @@
 //! It makes the provider do everything that the first operation between two endpoints needs (addresses, connections,
 //! handshakes), so that the first real one does not wait for it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::core::Core;
 use crate::descriptor::NicEntry;

@@ -19,11 +19,14 @@ pub fn members(mut set: Set) -> impl Iterator<Item = usize> {
 pub fn rank(set: Set, nic: usize) -> Option<usize> {
     let bit = 1_u128.checked_shl(nic as u32)?;
     let below = set & (bit - 1);
-    (set & bit != 0).then(|| match u64::try_from(below) {
-        // Most machines need no second word.
-        Ok(low) => low.count_ones() as usize,
-        Err(_) => below.count_ones() as usize,
-    })
+    if set & bit == 0 {
+        None
+    } else if below == bit - 1 {
+        // Mostly it is all of them.
+        Some(nic)
+    } else {
+        Some(below.count_ones() as usize)
+    }
 }
 
 /// How fast a NIC is, prepared for [`cost`].
