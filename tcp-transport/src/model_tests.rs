@@ -676,3 +676,25 @@ fn a_call_is_an_errand_and_its_answer_comes_back() {
     assert!(batch.has_ended());
     assert_eq!(batch.take_answer(), b"answer");
 }
+
+/// Places are used again, ids are not: what answers an earlier request must not end the later one in the same place.
+#[test]
+fn an_answer_to_an_earlier_request_is_refused() {
+    let world = World::new(1);
+    let batch = BatchState::with_requests(&world.counters, 2);
+    let mut initiator = Initiator::new(addr(), 1000);
+    let op = Op::Copy { write: true, immediate: false, pieces: vec![(0, 0, 8)] };
+    let mut send = |initiator: &mut Initiator, index| {
+        let id = initiator.push(&mut world.slice(&op, &batch, index, &mut Window::default()), 0);
+        let mut out = Gather::new();
+        initiator.gather(&mut out, usize::MAX);
+        let bytes = out.bytes() as u64;
+        initiator.sent(bytes);
+        Header::answer(id, 0, 0).to_bytes()
+    };
+    let first = send(&mut initiator, 0);
+    initiator.feed(&first).unwrap();
+    let second = send(&mut initiator, 1);
+    assert_ne!(first, second);
+    assert!(initiator.feed(&first).is_err() && !batch.has_ended());
+}

@@ -248,6 +248,27 @@ fn a_lane_number_is_used_once() {
     assert_eq!(first.code(), 0, "the first one goes on");
 }
 
+/// After the answer to `supersede` nothing of the lane that it names is applied, not even what its socket still brings.
+#[test]
+fn a_superseded_lane_applies_nothing_more() {
+    let target = Target::new(builder(), 4096);
+    let good = target.region.descriptor();
+    let lane = |n: u8| move |introduction: &mut [u8]| introduction[16..24].copy_from_slice(&[n; 8]);
+    let (mut old, _) = Liar::introduced(target.addr(), lane(5));
+    let (mut new, _) = Liar::introduced(target.addr(), lane(6));
+    let range = Liar::range(&good.to_bytes()[..16], good.addr, 100);
+    old.0.write_all(&Liar::frame(2, 0, 1, &range, 100)).unwrap();
+    old.0.write_all(&[1; 40]).unwrap();
+    until("the first part is there", || target.bytes(39, 1) == [1]);
+    new.0.write_all(&Liar::frame(9, 0, 1, &[5; 8], 0)).unwrap();
+    assert_eq!(new.code(), 0);
+    let _ = old.0.write_all(&[1; 60]); // may find the connection closed
+    assert!(is_closed(old.0).is_empty(), "the old lane goes on");
+    assert_eq!(target.bytes(0, 100), [[1; 40].as_slice(), &[0; 60]].concat());
+    new.0.write_all(&Liar::frame(7, 0, 2, &[], 0)).unwrap();
+    assert_eq!(new.code(), 0, "the new lane goes on");
+}
+
 /// Copying between processes is for those who show the challenge in their own memory, and have said that they want it.
 #[test]
 fn who_names_another_process_gets_no_copy_between_processes() {
