@@ -698,3 +698,48 @@ fn an_answer_to_an_earlier_request_is_refused() {
     assert_ne!(first, second);
     assert!(initiator.feed(&first).is_err() && !batch.has_ended());
 }
+
+/// A read's answer brings as many bytes as were asked for, or the stream cannot be trusted any more.
+#[test]
+fn a_read_whose_answer_has_another_length_is_refused() {
+    for (payload, fine) in [(8, true), (0, false), (7, false), (9, false), (u64::MAX, false)] {
+        let world = World::new(1);
+        let batch = BatchState::with_requests(&world.counters, 1);
+        let mut initiator = Initiator::new(addr(), 1000);
+        let op = Op::Copy { write: false, immediate: false, pieces: vec![(0, 0, 8)] };
+        let id = initiator.push(&mut world.slice(&op, &batch, 0, &mut Window::default()), 0);
+        let mut out = Gather::new();
+        initiator.gather(&mut out, usize::MAX);
+        let bytes = out.bytes() as u64;
+        initiator.sent(bytes);
+        let answer = Header::answer(id, 0, payload).to_bytes();
+        assert_eq!(initiator.feed(&answer).is_ok(), fine, "{payload} bytes for a read of 8");
+    }
+}
+
+/// Revoking turns answers that have not begun into refusals. One that has begun has promised its bytes: only closing the lane can
+/// end it.
+#[test]
+fn revoking_turns_answers_that_have_not_begun_into_refusals() {
+    for begun in [0_u64, 1, 24, 30] {
+        let world = World::new(1);
+        let batch = BatchState::with_requests(&world.counters, 1);
+        let (mut initiator, mut responder) = (Initiator::new(addr(), 1000), world.responder());
+        let op = Op::Copy { write: false, immediate: false, pieces: vec![(0, 0, 64)] };
+        initiator.push(&mut world.slice(&op, &batch, 0, &mut Window::default()), 0);
+        let mut out = Gather::new();
+        initiator.gather(&mut out, usize::MAX);
+        responder.feed(&copied(&out, LEN)).unwrap();
+        responder.sent(begun);
+        world.remote.revoke();
+        assert_eq!(responder.read_revoked(), begun == 0, "{begun} bytes had been sent");
+        if begun == 0 {
+            let mut out = Gather::new();
+            responder.gather(&mut out, usize::MAX);
+            let said = copied(&out, LEN);
+            let header = Header::from_bytes(said.first_chunk().unwrap());
+            let revoked = crate::error::Refusal::Revoked as u16;
+            assert_eq!((said.len(), header.code, header.payload_len), (24, revoked, 0));
+        }
+    }
+}
