@@ -684,7 +684,7 @@ fn an_answer_to_an_earlier_request_is_refused() {
     let batch = BatchState::with_requests(&world.counters, 2);
     let mut initiator = Initiator::new(addr(), 1000);
     let op = Op::Copy { write: true, immediate: false, pieces: vec![(0, 0, 8)] };
-    let mut send = |initiator: &mut Initiator, index| {
+    let send = |initiator: &mut Initiator, index| {
         let id = initiator.push(&mut world.slice(&op, &batch, index, &mut Window::default()), 0);
         let mut out = Gather::new();
         initiator.gather(&mut out, usize::MAX);
