@@ -7,8 +7,10 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,16 @@ class Process:
         self.child.stdin.write(json.dumps(question) + "\n")
         self.child.stdin.flush()
         return self._read()
+
+    def stop(self) -> None:
+        """Freeze it; returns when all its threads stand, which a busy machine takes a while for."""
+        self.child.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.child.pid}/task")
+        end = time.monotonic() + DEADLINE
+        # The state follows the name, which is in parentheses.
+        while any((task / "stat").read_text().rpartition(") ")[2][0] != "T" for task in tasks.iterdir()):
+            assert time.monotonic() < end, "the process does not stop"
+            time.sleep(0.001)
 
     def kill(self) -> None:
         """End it at once."""

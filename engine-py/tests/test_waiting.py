@@ -56,7 +56,7 @@ def test_an_awaited_transfer_raises_what_it_ended_with(engine: weft.Engine, targ
 def test_a_cancelled_task_leaves_the_loop_clean(engine: weft.Engine, target: Process) -> None:
     local = engine.register(bytearray(64))
     remote = engine.open(target.hello["name"])["kv"]
-    target.child.send_signal(signal.SIGSTOP)
+    target.stop()
     try:
         transfer = engine.start_write(local, remote[0:64], timeout=20)
 
@@ -77,7 +77,7 @@ def test_a_cancelled_task_leaves_the_loop_clean(engine: weft.Engine, target: Pro
 def test_two_ways_of_waiting_for_one_transfer(engine: weft.Engine, target: Process) -> None:
     local = engine.register(bytearray(64))
     remote = engine.open(target.hello["name"])["kv"]
-    target.child.send_signal(signal.SIGSTOP)
+    target.stop()
     transfer = engine.start_write(local, remote[0:64], timeout=20)
     waiting = threading.Thread(target=transfer.wait)
     waiting.start()
@@ -90,7 +90,7 @@ def test_two_ways_of_waiting_for_one_transfer(engine: weft.Engine, target: Proce
 def test_cancelling(engine: weft.Engine, target: Process) -> None:
     local = engine.register(bytearray(64))
     remote = engine.open(target.hello["name"])["kv"]
-    target.child.send_signal(signal.SIGSTOP)
+    target.stop()
     try:
         transfer = engine.start_write(local, remote[0:64], timeout=20)
         transfer.cancel()
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_a_wait(what: str) -> None:
         try:
             line = child.stdout.readline()
             assert line == "waiting\n", line
-            target.child.send_signal(signal.SIGSTOP)
+            target.stop()
             child.stdout.readline()
             time.sleep(0.3)
             began = time.monotonic()
