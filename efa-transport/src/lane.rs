@@ -106,7 +106,8 @@ pub(crate) struct LaneState {
 impl LaneState {
     /// Queues the slices of a lot.
     #[inline]
-    pub(crate) fn admit(&mut self, lot: Lot, pieces: &[Piece]) {
+    pub(crate) fn admit(&mut self, mut lot: Lot, pieces: &[Piece]) {
+        lot.set_slices(pieces.len() as u32);
         let flow = lot.peer().id.slot;
         let lot = self.lots.insert(Cargo::Lot(lot));
         self.queue.push_all(flow, pieces.iter().map(|&piece| (piece.len(), Slice::new(piece, lot))));

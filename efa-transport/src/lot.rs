@@ -67,15 +67,9 @@ impl Lot {
         }
     }
 
-    #[inline]
-    pub(crate) const fn add_slice(&mut self) {
-        self.slices += 1;
-    }
-
-    /// Slices of it that exist.
-    #[inline]
-    pub(crate) const fn slices(&self) -> u32 {
-        self.slices
+    /// How many slices it has, before the first of them starts.
+    pub(crate) const fn set_slices(&mut self, count: u32) {
+        self.slices = count;
     }
 
     #[inline]

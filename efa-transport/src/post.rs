@@ -156,6 +156,8 @@ impl Lane {
             return Some((token, Refused::no_key("local")));
         };
         let special = lot.gate || context.doorbell_batching;
+        let blocked_since = std::mem::take(&mut lot.blocked_since);
+        let first = token;
         let mut slice = queue.get_mut(token)?;
         loop {
             if lot.batch.request_has_ended(slice.request()) {
@@ -183,10 +185,12 @@ impl Lane {
                 Op::Read => transmit.read(address, local, remote, raw),
             };
             if let Err(error) = result {
+                if token == first {
+                    lot.blocked_since = blocked_since;
+                }
                 return Some((token, refused(error)));
             }
             queue.posted(token);
-            lot.blocked_since = 0;
             *posted += 1;
             if *posted >= POSTS {
                 return None;

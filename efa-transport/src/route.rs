@@ -28,7 +28,8 @@ pub(crate) struct Staging {
 /// Slices for one lane: some of each lot, in order.
 #[derive(Default)]
 pub(crate) struct Staged {
-    lots: Vec<Lot>,
+    /// Each with the place of its first piece.
+    lots: Vec<(usize, Lot)>,
     pieces: Vec<Piece>,
     /// Of all the slices.
     weight: u64,
@@ -57,9 +58,8 @@ impl Staged {
     /// 0, says for what.
     #[inline]
     pub(crate) fn add(&mut self, request: u32, serial: u32, kind: &Kind<'_>, cut: &Cut) {
-        match self.lots.last_mut() {
-            Some(lot) if self.serial == serial => lot.add_slice(),
-            _ => self.begin_lot(serial, kind, cut),
+        if self.serial != serial {
+            self.begin_lot(serial, kind, cut);
         }
         self.pieces.push(Piece::new(request, cut));
         self.weight += Lane::weight(cut.len);
@@ -67,7 +67,7 @@ impl Staged {
 
     #[inline(never)]
     fn begin_lot(&mut self, serial: u32, kind: &Kind<'_>, cut: &Cut) {
-        self.lots.push(kind.lot(cut));
+        self.lots.push((self.pieces.len(), kind.lot(cut)));
         self.serial = serial;
     }
 
@@ -79,8 +79,8 @@ impl Staged {
 
     fn add_stray(&mut self, stray: Stray) {
         self.weight += Lane::weight(stray.piece.len());
+        self.lots.push((self.pieces.len(), stray.lot));
         self.pieces.push(stray.piece);
-        self.lots.push(stray.lot);
         self.serial = 0;
     }
 }
@@ -173,12 +173,12 @@ impl Core {
         let mut outcome = Outcome::default();
         {
             let mut state = lock(&lane.state);
-            let mut pieces = &staged.pieces[..];
-            for lot in staged.lots.drain(..) {
-                let (its, others) = pieces.split_at((lot.slices() as usize).min(pieces.len()));
-                state.admit(lot, its);
-                pieces = others;
+            let mut lots = staged.lots.drain(..).peekable();
+            while let Some((from, lot)) = lots.next() {
+                let to = lots.peek().map_or(staged.pieces.len(), |next| next.0);
+                state.admit(lot, staged.pieces.get(from..to).unwrap_or_default());
             }
+            drop(lots);
             staged.pieces.clear();
             staged.serial = 0;
             lane.post(&mut state, &Context::new(self, Some(now)), &mut outcome);
