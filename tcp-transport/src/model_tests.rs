@@ -743,3 +743,26 @@ fn revoking_turns_answers_that_have_not_begun_into_refusals() {
         }
     }
 }
+
+/// A write whose region is revoked while its bytes come is refused, and not one byte more is applied.
+#[test]
+fn a_write_in_progress_is_refused_when_its_region_is_revoked() {
+    let world = World::new(1);
+    let before = contents(&world.there);
+    let batch = BatchState::with_requests(&world.counters, 1);
+    let (mut initiator, mut responder) = (Initiator::new(addr(), 1000), world.responder());
+    let op = Op::Copy { write: true, immediate: false, pieces: vec![(0, 0, 64)] };
+    initiator.push(&mut world.slice(&op, &batch, 0, &mut Window::default()), 0);
+    let mut out = Gather::new();
+    initiator.gather(&mut out, usize::MAX);
+    let frame = copied(&out, LEN);
+    let (first, rest) = frame.split_at(frame.len() - 40);
+    responder.feed(first).unwrap();
+    world.remote.revoke();
+    responder.feed(rest).unwrap();
+    let mut out = Gather::new();
+    responder.gather(&mut out, usize::MAX);
+    let header = Header::from_bytes(copied(&out, LEN).first_chunk().unwrap());
+    assert_eq!(header.code, crate::error::Refusal::Revoked as u16);
+    assert_eq!(contents(&world.there)[24..], before[24..]);
+}
