@@ -146,6 +146,24 @@ fn batches_of_many_requests_and_mixed_shapes() {
     }
 }
 
+/// All ranges are checked before the first byte is written.
+#[test]
+fn one_range_outside_and_nothing_is_written() {
+    for path in PATHS {
+        let p = pair(path, 1 << 20, |b| b);
+        p.local_memory.write(0, &[7; 40_000]).unwrap();
+        let mut long = p.remote.descriptor();
+        long.len += 40_000;
+        let ranges = [(long.addr, 20_000), (long.addr + (1 << 20) - 1, 20_000)];
+        let request = Request::write(&p.peer, &p.local, p.local.addr(), long, long.addr, 40_000);
+        let mut batch = Batch::new();
+        batch.push(Request { remote_shape: Shape::Scatter(&ranges), ..request }).unwrap();
+        let error = p.a.submit(&mut batch).unwrap().wait().unwrap_err();
+        assert!(matches!(error, Error::Refused { reason: Refusal::OutOfBounds, .. }), "{path}: {error}");
+        assert!(contents(&p.remote_memory, 0, 1 << 20).iter().all(|&b| b == 0), "{path}: was written to");
+    }
+}
+
 #[test]
 fn refusals_say_why_and_the_connection_goes_on() {
     for path in PATHS {
