@@ -137,6 +137,7 @@ fn main() -> Result<()> {
                         continue;
                     }
                 };
+            bare.rest()?;
             let path = ours.transport.describe().fabric;
             for op in [Op::Write, Op::Read] {
                 let name = if op == Op::Write { "write" } else { "read" };
@@ -154,9 +155,11 @@ fn main() -> Result<()> {
                                 Ok(throughput_gb_per_s((size * count) as u64, start.elapsed()))
                             },
                             || {
-                                let start = Instant::now();
-                                bare.stream(op == Op::Write, size, count, WINDOW)?;
-                                Ok(throughput_gb_per_s((size * count) as u64, start.elapsed()))
+                                bare.round(|bare| {
+                                    let start = Instant::now();
+                                    bare.stream(op == Op::Write, size, count, WINDOW)?;
+                                    Ok(throughput_gb_per_s((size * count) as u64, start.elapsed()))
+                                })
                             },
                         )?;
                 }
@@ -179,9 +182,11 @@ fn main() -> Result<()> {
                                 Ok(throughput_gb_per_s(bytes as u64, start.elapsed()))
                             },
                             || {
-                                let start = Instant::now();
-                                bare.stream(op == Op::Write, size, requests * PAGES, WINDOW)?;
-                                Ok(throughput_gb_per_s(bytes as u64, start.elapsed()))
+                                bare.round(|bare| {
+                                    let start = Instant::now();
+                                    bare.stream(op == Op::Write, size, requests * PAGES, WINDOW)?;
+                                    Ok(throughput_gb_per_s(bytes as u64, start.elapsed()))
+                                })
                             },
                         )?;
                 }
@@ -203,13 +208,15 @@ fn main() -> Result<()> {
                         Ok(latencies.p50_us())
                     },
                     || {
-                        let mut latencies = Latencies::new();
-                        for index in 0..repeat {
-                            let start = Instant::now();
-                            bare.one(index % nics, true, 4096)?;
-                            latencies.record(start.elapsed());
-                        }
-                        Ok(latencies.p50_us())
+                        bare.round(|bare| {
+                            let mut latencies = Latencies::new();
+                            for index in 0..repeat {
+                                let start = Instant::now();
+                                bare.one(index % nics, true, 4096)?;
+                                latencies.record(start.elapsed());
+                            }
+                            Ok(latencies.p50_us())
+                        })
                     },
                 )?;
             let case = format!("op=write size=4096 batch=4096 doorbell_batching=1 {prefix} path={path}");

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use fabric_safe::{
-    Address, AddressVector, AddressVectorOptions, CompletionFormat, CompletionQueue, CompletionQueueOptions,
-    Direction, Domain, Endpoint, EventQueue, Fabric, Info, Mapping, MemoryRegion, Mode, PageKind, RawAddress,
-    option,
+    Address, AddressVector, AddressVectorOptions, Capabilities, CompletionFormat, CompletionQueue,
+    CompletionQueueOptions, Counter, CounterEvents, Direction, Domain, Endpoint, EventQueue, Fabric, Info,
+    Mapping, MemoryRegion, Mode, PageKind, RawAddress, option,
 };
 
 use parking_lot::Mutex;
@@ -34,6 +34,8 @@ pub(crate) struct Nic {
     vector: AddressVector,
     /// Where the `efa` provider reports what belongs to no operation. Without one it ends the process instead.
     troubles: Option<EventQueue>,
+    /// Counts what peers have written and read here, where no wait object tells of it and the provider can.
+    served: Option<Counter>,
     pub(crate) queue: CompletionQueue,
     pub(crate) has_wait_object: bool,
     pub(crate) probe: MemoryRegion<Arc<Mapping>>,
@@ -74,6 +76,8 @@ impl Nic {
         };
         let efa = info.provider_name().contains("efa");
         let troubles = if efa { EventQueue::open(&fabric).ok() } else { None };
+        let tells = !has_wait_object && info.capabilities().contains(Capabilities::RMA_EVENT);
+        let served = if tells { Counter::without_wait(&domain).ok() } else { None };
         let probe = domain
             .register(memory(PROBE_MEMORY)?, fabric_safe::Access::ALL)
             .map_err(|failed| fail(failed.error))?;
@@ -93,6 +97,7 @@ impl Nic {
             domain,
             vector,
             troubles,
+            served,
             queue,
             has_wait_object,
             probe,
@@ -107,12 +112,8 @@ impl Nic {
     /// An endpoint on this NIC, with its receives posted.
     pub(crate) fn open_endpoint(&self) -> Result<Endpoint, Error> {
         let fail = |error| Error::fabric(format!("opening an endpoint on NIC {}", self.name), error);
-        let endpoint = match &self.troubles {
-            // A provider that takes no event queue needs none.
-            Some(_) => self.enable(self.troubles.as_ref()).or_else(|_| self.enable(None)),
-            None => self.enable(None),
-        }
-        .map_err(fail)?;
+        // A provider that refuses an event queue or a counter needs none.
+        let endpoint = self.enable(true).or_else(|_| self.enable(false)).map_err(fail)?;
         *lock(&self.address) = endpoint.name().map_err(fail)?;
         if self.bounce.is_some() {
             for index in 0..RECEIVES.min(endpoint.receive_depth()) {
@@ -122,14 +123,23 @@ impl Nic {
         Ok(endpoint)
     }
 
-    fn enable(&self, troubles: Option<&EventQueue>) -> Result<Endpoint, fabric_safe::Error> {
+    fn enable(&self, extras: bool) -> Result<Endpoint, fabric_safe::Error> {
         let mut endpoint = Endpoint::open(&self.domain, &self.info)?
             .bind_address_vector(&self.vector)?
             .bind_completion_queue(&self.queue, Direction::Both)?;
-        if let Some(troubles) = troubles {
+        if let Some(troubles) = self.troubles.as_ref().filter(|_| extras) {
             endpoint = endpoint.bind_event_queue(troubles)?;
         }
+        if let Some(served) = self.served.as_ref().filter(|_| extras) {
+            endpoint =
+                endpoint.bind_counter(served, CounterEvents::REMOTE_READ | CounterEvents::REMOTE_WRITE)?;
+        }
         endpoint.enable()
+    }
+
+    /// Reads and writes of peers that have ended here, where the provider counts them; 0 elsewhere.
+    pub(crate) fn served(&self) -> u64 {
+        self.served.as_ref().map_or(0, Counter::value)
     }
 
     /// What the provider has reported besides completions.

@@ -149,6 +149,11 @@ impl Core {
         self.lanes.iter().any(Lane::is_busy)
     }
 
+    /// What peers have read and written here so far, where that can be known.
+    fn served(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.nic.served()).fold(0, u64::wrapping_add)
+    }
+
     /// Sleeps on the wait objects.
     fn block(&self, bell: bool, limit: Duration) -> Slept {
         if self.lanes.iter().all(|lane| matches!(lane.nic.queue.arm(), Ok(true))) {
@@ -170,6 +175,7 @@ fn run(core: &Core) {
     let mut looks = 0_u32;
     let mut looked = Instant::now();
     let mut next_deadline = None;
+    let mut served = 0;
     while !core.is_shut() {
         let epoch = core.parking.epoch.load(Ordering::Acquire);
         if looks.is_multiple_of(LOOKS) {
@@ -185,9 +191,10 @@ fn run(core: &Core) {
         let driven = core.drivers.load(Ordering::Acquire) > 0;
         if !driven {
             let began = Instant::now();
-            let happened = core.drive_all();
+            let completed = core.drive_all();
+            let before = std::mem::replace(&mut served, core.served());
             let now = Instant::now();
-            idler.read(happened, began, now);
+            idler.read(completed + usize::from(served != before), began, now);
             if idler.next(core.any_busy(), now) == Next::Look {
                 looks = looks.wrapping_add(1);
                 // Peers need the processor too, perhaps this very one.

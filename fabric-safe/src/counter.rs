@@ -53,23 +53,35 @@ impl Counter {
     ///
     /// [`Error::Call`] with what the provider said, `ENOSYS` if it has no counters.
     pub fn open(domain: &Domain) -> Result<Counter, Error> {
-        let mut status = 0;
-        for wait_obj in [sys::FI_WAIT_UNSPEC, sys::FI_WAIT_NONE] {
-            let mut attributes = sys::fi_cntr_attr {
-                events: sys::FI_CNTR_EVENTS_COMP,
-                wait_obj,
-                wait_set: ptr::null_mut(),
-                flags: 0,
-            };
-            let mut raw = ptr::null_mut();
-            // SAFETY: the domain is open and the attributes are valid for the call.
-            status = unsafe { sys::fi_cntr_open(domain.raw(), &mut attributes, &mut raw, ptr::null_mut()) };
-            if let (0, Some(raw)) = (status, NonNull::new(raw)) {
+        Self::with(domain, sys::FI_WAIT_UNSPEC).or_else(|_| Self::with(domain, sys::FI_WAIT_NONE))
+    }
+
+    /// Opens a counter that is only read: the provider need not wake anybody when it counts.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Counter::open).
+    pub fn without_wait(domain: &Domain) -> Result<Counter, Error> {
+        Self::with(domain, sys::FI_WAIT_NONE)
+    }
+
+    fn with(domain: &Domain, wait_obj: sys::fi_wait_obj) -> Result<Counter, Error> {
+        let mut attributes = sys::fi_cntr_attr {
+            events: sys::FI_CNTR_EVENTS_COMP,
+            wait_obj,
+            wait_set: ptr::null_mut(),
+            flags: 0,
+        };
+        let mut raw = ptr::null_mut();
+        // SAFETY: the domain is open and the attributes are valid for the call.
+        let status = unsafe { sys::fi_cntr_open(domain.raw(), &mut attributes, &mut raw, ptr::null_mut()) };
+        match (status, NonNull::new(raw)) {
+            (0, Some(raw)) => {
                 let waits = wait_obj != sys::FI_WAIT_NONE;
-                return Ok(Counter(Arc::new(CounterInner { raw, waits, domain: domain.clone() })));
+                Ok(Counter(Arc::new(CounterInner { raw, waits, domain: domain.clone() })))
             }
+            _ => Err(Error::call("fi_cntr_open", domain.info().place(), status)),
         }
-        Err(Error::call("fi_cntr_open", domain.info().place(), status))
     }
 
     /// Operations that have ended well. Lets the provider make progress.

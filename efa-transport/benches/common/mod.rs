@@ -13,6 +13,7 @@ use fabric_safe::{
     CompletionQueueOptions, Direction, Domain, Enabled, Endpoint, Fabric, Hints, Info, Mapping, MemoryRegion,
     PageKind, PostError, RemoteRegion,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{Read, Write};
 
 const BARE: &str = "EFA_TRANSPORT_BENCH_BARE";
@@ -118,6 +119,20 @@ impl Bare {
             opened.push(card);
         }
         Ok(Self { cards: opened, child, _line: line, len })
+    }
+
+    /// A round with the target running, which rests before and after.
+    pub(crate) fn round(&mut self, round: impl FnOnce(&mut Self) -> Result<f64>) -> Result<f64> {
+        kill_process(Pid::from_child(&self.child), Signal::CONT)?;
+        let figure = round(self);
+        self.rest()?;
+        figure
+    }
+
+    /// Stops the target until the next round. It looks without a pause where nothing wakes it, and would take a processor from
+    /// whatever is measured beside it.
+    pub(crate) fn rest(&self) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), Signal::STOP)?)
     }
 
     /// Moves `count` blocks of `size` bytes, `window` at a time on each card.
