@@ -180,28 +180,36 @@ impl<T> Queue<T> {
         if self.flows.len() <= flow as usize {
             self.flows.resize_with(flow as usize + 1, Flow::new);
         }
-        let mut last = self.flows[flow as usize].last;
+        let first = if self.slots.get(self.free as usize).is_some() { self.free } else { self.slots.len() as u32 };
+        let mut last = NONE;
         let (mut count, mut all_bytes) = (0, 0);
         for (bytes, item) in items {
-            let slot = Slot { item: Some(item), bytes, flow, next: NONE, flying: false };
-            let mut index = self.free;
+            let index = self.free;
+            let mut slot = Slot { item: Some(item), bytes, flow, next: NONE, flying: false };
             if let Some(free) = self.slots.get_mut(index as usize) {
+                // Free slots are linked: those taken in a row stay so.
+                slot.next = free.next;
                 self.free = free.next;
                 *free = slot;
+                last = index;
             } else {
-                index = self.slots.len() as u32;
+                let index = self.slots.len() as u32;
                 self.slots.push(slot);
+                if let Some(last) = self.slots.get_mut(last as usize) {
+                    last.next = index;
+                }
+                last = index;
             }
-            match self.slots.get_mut(last as usize) {
-                Some(last) => last.next = index,
-                None => self.flows[flow as usize].first = index,
-            }
-            last = index;
             count += 1;
             all_bytes += bytes;
         }
         if count == 0 {
             return;
+        }
+        self.slots[last as usize].next = NONE;
+        match self.slots.get_mut(self.flows[flow as usize].last as usize) {
+            Some(before) => before.next = first,
+            None => self.flows[flow as usize].first = first,
         }
         self.queued += count;
         self.queued_bytes += all_bytes;
