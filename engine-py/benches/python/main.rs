@@ -3,7 +3,7 @@
 //! Each system has a target process and an initiator process; in every round each has its turn, and the others are stopped
 //! meanwhile. Over TCP: Weft over sockets (`path=net`) and with the copy that its peers on one host agree on (`path=host`), Mooncake
 //! with its defaults and with its pool of connections, and the least that could move the same bytes over sockets, in Rust. Over
-//! software EFA cards (`path=efa`): both with their EFA transports.
+//! software EFA cards (`path=efa`): both with their EFA transports, and the sockets again.
 //!
 //! What is promised is at least 3 times Mooncake for batches of 64 KiB and 2 times from 1 MiB up, or 0.95 of the bare sockets
 //! where that is less; and a lower median everywhere.
@@ -103,7 +103,7 @@ struct Match {
     /// What the promise is about.
     mooncakes: &'static [(usize, Rival)],
     /// What caps it.
-    bare: Option<usize>,
+    bare: usize,
 }
 
 /// All sides in turn, load for load; then the comparisons of each load.
@@ -146,7 +146,7 @@ impl Match {
     }
 
     fn rivals(&self) -> impl Iterator<Item = Rival> {
-        self.mooncakes.iter().map(|&(_, rival)| rival).chain(self.bare.map(|_| SOCKETS))
+        self.mooncakes.iter().map(|&(_, rival)| rival).chain([SOCKETS])
     }
 
     fn judge(&self, bench: &mut Bench, load: &Load, series: &[Vec<Figures>]) -> Result<()> {
@@ -160,7 +160,7 @@ impl Match {
             let case = bench.case(self.case(load, rival));
             let case = match load.promised() {
                 Some(promised) => {
-                    let cap = self.bare.map_or(f64::INFINITY, |bare| 0.95 * rate(bare) / rate(theirs));
+                    let cap = 0.95 * rate(self.bare) / rate(theirs);
                     case.target((promised.min(cap) * 100.0).round() / 100.0)
                 }
                 None => case,
@@ -169,11 +169,8 @@ impl Match {
             let case = bench.case(self.case(load, rival)).target(1.0);
             case.compare_rounds([METRICS[1]], rival.1, &column(self.ours, 1), &column(theirs, 1))?;
         }
-        if let Some(bare) = self.bare {
-            let case = bench.case(self.case(load, SOCKETS));
-            case.compare_rounds(METRICS, SOCKETS.1, &series[self.ours], &series[bare])?;
-        }
-        Ok(())
+        let case = bench.case(self.case(load, SOCKETS));
+        case.compare_rounds(METRICS, SOCKETS.1, &series[self.ours], &series[self.bare])
     }
 }
 
@@ -193,8 +190,8 @@ fn environment(kind: &str) -> Result<PathBuf> {
 
 fn over_tcp(bench: &mut Bench) -> Result<()> {
     let mooncakes = &[(1, MOONCAKE), (2, POOLED)];
-    let net = Match { path: "net", ours: 0, mooncakes, bare: Some(3) };
-    let host = Match { path: "host", ours: 4, mooncakes, bare: None };
+    let net = Match { path: "net", ours: 0, mooncakes, bare: 3 };
+    let host = Match { path: "host", ours: 4, mooncakes, bare: 3 };
     let matches = [net, host];
     if !matches.iter().any(|m| m.is_wanted(bench)) {
         return Ok(());
@@ -216,7 +213,7 @@ fn over_tcp(bench: &mut Bench) -> Result<()> {
 }
 
 fn over_efa(bench: &mut Bench) -> Result<()> {
-    let matches = [Match { path: "efa", ours: 0, mooncakes: &[(1, MOONCAKE)], bare: None }];
+    let matches = [Match { path: "efa", ours: 0, mooncakes: &[(1, MOONCAKE)], bare: 2 }];
     if !matches[0].is_wanted(bench) {
         return Ok(());
     }
@@ -226,7 +223,7 @@ fn over_efa(bench: &mut Bench) -> Result<()> {
         let env = cards.env().to_vec();
         Ok(Box::new(Pair::start(&Python { module, protocol: "efa", env, python: python.clone() })?))
     };
-    let mut sides = [pair("weft.mooncake")?, pair("mooncake.engine")?];
+    let mut sides = [pair("weft.mooncake")?, pair("mooncake.engine")?, Box::new(Sockets::start()?)];
     run(bench, &mut sides, &matches)
 }
 
