@@ -180,7 +180,8 @@ impl<T> Queue<T> {
         if self.flows.len() <= flow as usize {
             self.flows.resize_with(flow as usize + 1, Flow::new);
         }
-        let first = if self.slots.get(self.free as usize).is_some() { self.free } else { self.slots.len() as u32 };
+        let first =
+            if self.slots.get(self.free as usize).is_some() { self.free } else { self.slots.len() as u32 };
         let mut last = NONE;
         let (mut count, mut all_bytes) = (0, 0);
         for (bytes, item) in items {
