@@ -7,7 +7,6 @@ use fabric_safe::Address;
 use crate::descriptor::NicEntry;
 use crate::lane::{Lane, LaneState};
 use crate::peer::Peer;
-use crate::sync::lock;
 
 /// Addresses of one peer's NICs in our vector, inserted when they are first used.
 #[derive(Default)]
@@ -27,7 +26,7 @@ impl Lane {
         which: impl Fn(usize) -> bool,
         now: u64,
     ) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let state = &mut *state;
         let slot = peer.id.slot as usize;
         if state.peers.len() <= slot {
@@ -54,12 +53,12 @@ impl Lane {
 
     /// Address vector entries in use.
     pub(crate) fn addresses(&self) -> usize {
-        lock(&self.state).entries
+        self.state.lock().entries
     }
 
     /// Forgets the addresses of a peer that has been removed.
     pub(crate) fn forget(&self, slot: u32) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let state = &mut *state;
         if let Some(known) = state.peers.get_mut(slot as usize) {
             state.entries -= known.addresses.iter().flatten().count();

@@ -15,7 +15,6 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::lot::Stray;
 use crate::peer::{Peer, PeerId, PeerTable, Peers};
-use crate::sync::lock;
 
 /// How one request of a batch stands.
 #[derive(Debug, Clone)]
@@ -184,12 +183,12 @@ impl BatchState {
 
     /// Keeps the slice with the immediate until all others of its request have ended well.
     pub(crate) fn set_gate(&self, index: u32, gate: Stray) {
-        lock(&self.rare).entry(index).or_default().gate = Some(gate);
+        self.rare.lock().entry(index).or_default().gate = Some(gate);
     }
 
     /// Keeps what a failed attempt said.
     pub(crate) fn note(&self, index: u32, error: &str) {
-        lock(&self.rare).entry(index).or_default().last_error = Some(error.to_owned());
+        self.rare.lock().entry(index).or_default().last_error = Some(error.to_owned());
     }
 
     /// So many slices of a request have ended well.
@@ -208,7 +207,7 @@ impl BatchState {
             return if ended { Part::Ended } else { Part::Running };
         }
         if remaining == count + 1 && request.immediate.is_some() {
-            let gate = lock(&self.rare).get_mut(&index).and_then(|rare| rare.gate.take());
+            let gate = self.rare.lock().get_mut(&index).and_then(|rare| rare.gate.take());
             return gate.map_or(Part::Running, Part::Gate);
         }
         Part::Running
@@ -226,7 +225,7 @@ impl BatchState {
             return false;
         }
         let gate = {
-            let mut all = lock(&self.rare);
+            let mut all = self.rare.lock();
             // Under the lock: whoever sees that it has failed, and then takes the lock, finds the error.
             if request.state.compare_exchange(RUNNING, FAILED, Ordering::AcqRel, Ordering::Acquire).is_err() {
                 return false;
@@ -266,7 +265,7 @@ impl BatchState {
         if !self.listened.load(Ordering::SeqCst) {
             return;
         }
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         let waker = inner.waker.take();
         if inner.sleepers > 0 {
             self.changed.notify_all();
@@ -304,7 +303,7 @@ impl BatchState {
     /// Peers from which nothing has been heard for as long as a request to them that has just run out of time had.
     pub(crate) fn silent_peers(&self) -> Vec<Arc<Peer>> {
         let mut peers: Vec<Arc<Peer>> = Vec::new();
-        for (&index, rare) in lock(&self.rare).iter() {
+        for (&index, rare) in self.rare.lock().iter() {
             let party = self.party_of(index);
             let peer = &party.peer;
             if matches!(rare.error, Some(Error::Timeout { .. }))
@@ -331,7 +330,7 @@ impl BatchState {
     /// Sleeps until something has changed for all of the batch, or the time is over.
     pub(crate) fn sleep(&self, done: fn(&Self) -> bool, limit: Duration) {
         self.listened.store(true, Ordering::SeqCst);
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         if done(self) {
             return;
         }
@@ -345,7 +344,7 @@ impl BatchState {
         if failed == 0 {
             return Ok(());
         }
-        let rare = lock(&self.rare);
+        let rare = self.rare.lock();
         let first = rare.iter().filter_map(|(&index, rare)| Some((index, rare.error.as_ref()?)));
         match first.min_by_key(|(index, _)| *index) {
             None => Ok(()),
@@ -361,7 +360,7 @@ impl BatchState {
 
     /// Why a request has failed.
     fn error(&self, index: usize) -> Error {
-        let rare = lock(&self.rare);
+        let rare = self.rare.lock();
         rare.get(&(index as u32)).and_then(|rare| rare.error.clone()).unwrap_or(Error::Cancelled)
     }
 }
@@ -466,7 +465,7 @@ impl Future for &BatchHandle {
         if self.state.has_ended() {
             return Poll::Ready(self.state.result());
         }
-        lock(&self.state.inner).waker = Some(context.waker().clone());
+        self.state.inner.lock().waker = Some(context.waker().clone());
         self.state.listened.store(true, Ordering::SeqCst);
         // Asked again after the waker has been left, so that an end in between is seen by one or the other.
         if self.state.has_ended() {

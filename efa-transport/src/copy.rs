@@ -8,7 +8,6 @@ use crate::error::Error;
 use crate::region::{Access, RegionInner};
 use crate::request::{Batch, Op};
 use crate::scheduler::slicer::{Chunk, Hole, Stretch, slice};
-use crate::sync::lock;
 
 impl Core {
     /// Copies where both sides are this process: no NIC could do it faster.
@@ -20,7 +19,7 @@ impl Core {
         batch: &Batch,
     ) {
         let regions: Vec<Arc<RegionInner>> =
-            lock(&self.regions).iter().filter_map(|(_, region)| region.upgrade()).collect();
+            self.regions.lock().iter().filter_map(|(_, region)| region.upgrade()).collect();
         let right = match stored.op {
             Op::Read => Access::REMOTE_READ,
             Op::Write => Access::REMOTE_WRITE,

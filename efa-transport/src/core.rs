@@ -8,6 +8,7 @@ use fabric_safe::Access;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::batch::BatchState;
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::descriptor::{ChunkEntry, Descriptor, NicEntry, OnFabric};
 use crate::error::Error;
@@ -25,7 +26,6 @@ use crate::scheduler::fabric::DIRECT;
 use crate::scheduler::rail::partners;
 use crate::second::Second;
 use crate::submit::Watched;
-use crate::sync::{Clock, lock};
 use crate::trace::Trace;
 
 pub(crate) struct Core {
@@ -124,13 +124,13 @@ impl Core {
 
     pub(crate) fn remember_region(&self, inner: &Arc<RegionInner>) -> u64 {
         let id = self.next_region.fetch_add(1, Ordering::Relaxed);
-        lock(&self.regions).push((id, Arc::downgrade(inner)));
+        self.regions.lock().push((id, Arc::downgrade(inner)));
         self.changed();
         id
     }
 
     pub(crate) fn forget_region(&self, id: u64) {
-        let mut regions = lock(&self.regions);
+        let mut regions = self.regions.lock();
         let before = regions.len();
         regions.retain(|(other, _)| *other != id);
         let gone = regions.len() != before;
@@ -142,7 +142,7 @@ impl Core {
 
     pub(crate) fn descriptor(&self) -> Vec<u8> {
         let generation = self.generation();
-        let mut cached = lock(&self.descriptor);
+        let mut cached = self.descriptor.lock();
         if let Some((of, bytes)) = &*cached
             && *of == generation
         {
@@ -155,7 +155,7 @@ impl Core {
 
     fn describe_to_peers(&self, generation: u64) -> Descriptor {
         let mut regions: Vec<Arc<RegionInner>> =
-            lock(&self.regions).iter().filter_map(|(_, region)| region.upgrade()).collect();
+            self.regions.lock().iter().filter_map(|(_, region)| region.upgrade()).collect();
         regions.retain(|region| region.access.intersects(Access::REMOTE_READ | Access::REMOTE_WRITE));
         regions.sort_by_key(|region| region.addr);
         Descriptor {
@@ -298,12 +298,12 @@ impl Core {
                 std::thread::sleep(Duration::from_micros(50));
             }
         }
-        let running: Vec<_> = lock(&self.watched).slots.iter().flatten().cloned().collect();
+        let running: Vec<_> = self.watched.lock().slots.iter().flatten().cloned().collect();
         for state in running {
             state.fail_all(&Error::ShutDown);
         }
         self.sweep();
-        lock(&self.retries).clear();
+        self.retries.lock().clear();
         self.publish();
         self.wake_progress();
     }

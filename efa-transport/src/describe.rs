@@ -5,7 +5,6 @@ use std::fmt;
 use crate::core::Core;
 use crate::nic::Emulation;
 use crate::provider::Rejected;
-use crate::sync::lock;
 
 /// The path that transfers of a transport take.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +69,7 @@ impl Core {
         let mut nics = Vec::new();
         for lane in &self.lanes {
             let (endpoint, depth) = {
-                let state = lock(&lane.state);
+                let state = lane.state.lock();
                 (std::sync::Arc::clone(&state.endpoint), state.queue.depth())
             };
             let Emulation { read, write } = lane.nic.emulation(&endpoint);

@@ -8,7 +8,6 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use crate::peer::PeerId;
-use crate::sync::lock;
 
 /// News that whoever carries descriptors and answers for peers wants to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +70,7 @@ impl Events {
     }
 
     pub(crate) fn push(&self, event: Event) {
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         // Twice in a row says no more than once.
         if queue.back() == Some(&event) {
             return;
@@ -86,12 +85,12 @@ impl Events {
 
     /// The oldest, if there is one.
     pub fn try_next(&self) -> Option<Event> {
-        lock(&self.queue).pop_front()
+        self.queue.lock().pop_front()
     }
 
     /// Blocks for the oldest; `None` at the deadline.
     pub fn next(&self, deadline: Instant) -> Option<Event> {
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         loop {
             if let Some(event) = queue.pop_front() {
                 return Some(event);
@@ -107,7 +106,7 @@ impl Events {
 
 impl fmt::Debug for Events {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Events({} waiting)", lock(&self.queue).len())
+        write!(f, "Events({} waiting)", self.queue.lock().len())
     }
 }
 
@@ -137,7 +136,7 @@ impl Arrivals {
     }
 
     pub(crate) fn arrived(&self, immediate: u32) {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         if state.counts.len() >= UNWATCHED && !state.counts.contains_key(&immediate) {
             state.dropped += 1;
             return;
@@ -151,20 +150,20 @@ impl Arrivals {
     /// zero when the last counter of a value is dropped. Peers agree on values: give each sender its own.
     #[must_use]
     pub fn watch(&self, immediate: u32) -> Counter {
-        lock(&self.shared.state).counts.entry(immediate).or_insert((0, 0)).1 += 1;
+        self.shared.state.lock().counts.entry(immediate).or_insert((0, 0)).1 += 1;
         Counter { immediate, shared: Arc::clone(&self.shared) }
     }
 
     /// Arrivals that were not counted because 65 536 other values were waiting for a counter.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        lock(&self.shared.state).dropped
+        self.shared.state.lock().dropped
     }
 }
 
 impl fmt::Debug for Arrivals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Arrivals({} values)", lock(&self.shared.state).counts.len())
+        write!(f, "Arrivals({} values)", self.shared.state.lock().counts.len())
     }
 }
 
@@ -178,13 +177,13 @@ impl Counter {
     /// Arrivals so far.
     #[must_use]
     pub fn value(&self) -> u64 {
-        lock(&self.shared.state).counts.get(&self.immediate).map_or(0, |c| c.0)
+        self.shared.state.lock().counts.get(&self.immediate).map_or(0, |c| c.0)
     }
 
     /// Blocks until there have been `at_least`; `false` at the deadline.
     #[must_use]
     pub fn wait(&self, at_least: u64, deadline: Instant) -> bool {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         loop {
             if state.counts.get(&self.immediate).map_or(0, |c| c.0) >= at_least {
                 return true;
@@ -200,7 +199,7 @@ impl Counter {
 
 impl Drop for Counter {
     fn drop(&mut self) {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         if let Some((_, watchers)) = state.counts.get_mut(&self.immediate) {
             *watchers -= 1;
             if *watchers == 0 {

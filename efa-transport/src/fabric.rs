@@ -15,7 +15,6 @@ use crate::nic::Nic;
 use crate::provider::{Rejected, fabric_of, nic_name};
 use crate::scheduler::fabric::{Device, Offer};
 use crate::slice::LONGEST;
-use crate::sync::lock;
 
 /// A fabric over all our cards.
 pub(crate) struct OpenFabric {
@@ -122,13 +121,13 @@ impl OpenFabric {
 }
 
 fn device(lane: &Lane) -> Device {
-    let endpoint = Arc::clone(&lock(&lane.state).endpoint);
+    let endpoint = Arc::clone(&lane.state.lock().endpoint);
     let emulation = lane.nic.emulation(&endpoint);
     Device { reads: emulation.read.map(|it| !it), writes: emulation.write.map(|it| !it) }
 }
 
 fn longest(lane: &Lane) -> u64 {
-    let endpoint = Arc::clone(&lock(&lane.state).endpoint);
+    let endpoint = Arc::clone(&lane.state.lock().endpoint);
     let rma = endpoint.get(fabric_safe::option::MAX_RMA_BYTES).unwrap_or(usize::MAX);
     // A provider that reports 0 means that it does not know.
     let known = [rma, lane.nic.info.max_message_bytes()].into_iter().filter(|&n| n > 0);

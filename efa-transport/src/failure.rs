@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::clock::nanos;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::Event;
@@ -12,7 +13,6 @@ use crate::peer::Peer;
 use crate::scheduler::health::Change;
 use crate::scheduler::retry::{Decision, Failure, decide};
 use crate::submit::Watched;
-use crate::sync::{lock, nanos};
 use crate::warmup::Probe;
 
 /// Failures in a row before a NIC is set aside.
@@ -32,7 +32,7 @@ impl Core {
             self.broken(lane, &why);
         }
         if outcome.started.capacity() > 0 {
-            let mut spare = lock(&self.outcomes);
+            let mut spare = self.outcomes.lock();
             if spare.len() < 64 {
                 spare.push(outcome.started);
             }
@@ -82,7 +82,7 @@ impl Core {
                 if at <= now {
                     self.route(stray, now);
                 } else {
-                    lock(&self.retries).push((at, stray));
+                    self.retries.lock().push((at, stray));
                     self.retry_count.fetch_add(1, Ordering::AcqRel);
                 }
             }
@@ -133,7 +133,7 @@ impl Core {
     }
 
     pub(crate) fn note_nic_failure(&self, lane: &Lane, now: u64) {
-        let mut health = lock(&lane.health);
+        let mut health = lane.health.lock();
         let change = health.failed(now, NIC_TOLERANCE);
         // Never 0: its next success is to be noticed.
         lane.aside_until.store(health.aside_until().max(1), Ordering::Relaxed);
@@ -157,7 +157,7 @@ impl Core {
 
     /// An attempt went well, over a NIC or to a peer that had not been well.
     pub(crate) fn recovered(&self, lane: &Lane, peer: &Peer, remote_nic: usize) {
-        let change = lock(&lane.health).succeeded();
+        let change = lane.health.lock().succeeded();
         lane.aside_until.store(0, Ordering::Relaxed);
         if change == Change::Recovered {
             tracing::info!(nic = %lane.nic.name, "works again");
@@ -183,7 +183,7 @@ impl Core {
     pub(crate) fn pump_retries(&self, now: u64) {
         loop {
             let stray = {
-                let mut retries = lock(&self.retries);
+                let mut retries = self.retries.lock();
                 let Some(at) = retries.iter().position(|(at, stray)| *at <= now || stray.has_ended()) else {
                     return;
                 };
@@ -205,18 +205,18 @@ impl Core {
     }
 
     pub(crate) fn reopen(&self, lane: &Lane) {
-        let result = lane.reopen(&mut lock(&lane.state));
+        let result = lane.reopen(&mut lane.state.lock());
         match result {
             Ok(()) => {
                 tracing::warn!(nic = %lane.nic.name, "its endpoint has been closed and opened again");
-                lock(&lane.state).queue.set_closed(false);
+                lane.state.lock().queue.set_closed(false);
                 // As after any failure, unless it was set aside for longer; never 0, so that a success is noticed.
-                lane.aside_until.store(lock(&lane.health).aside_until().max(1), Ordering::Relaxed);
+                lane.aside_until.store(lane.health.lock().aside_until().max(1), Ordering::Relaxed);
                 self.changed();
             }
             Err(error) => {
                 tracing::error!(nic = %lane.nic.name, %error, "cannot be opened again");
-                lock(&lane.state).queue.set_closed(true);
+                lane.state.lock().queue.set_closed(true);
                 let stranded = lane.take_waiting(|_, _| true);
                 // Far beyond every back-off; it is tried again with the next look at what is stuck.
                 lane.aside_until.store(u64::MAX, Ordering::Relaxed);
@@ -250,7 +250,7 @@ impl Core {
         let mut ended = Vec::new();
         let mut silent = Vec::new();
         {
-            let mut watched = lock(&self.watched);
+            let mut watched = self.watched.lock();
             let Watched { slots, free } = &mut *watched;
             for (index, slot) in slots.iter_mut().enumerate() {
                 let Some(state) = slot else { continue };

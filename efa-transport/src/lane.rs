@@ -22,7 +22,6 @@ use crate::scheduler::queue::{Queue, Token};
 use crate::scheduler::rail::Pace;
 use crate::scheduler::retry::Failure;
 use crate::slice::{Piece, Slice};
-use crate::sync::lock;
 use crate::tally::Tally;
 use crate::warmup::Probe;
 
@@ -257,7 +256,7 @@ impl Lane {
 
     /// Takes away waiting slices for which `which` holds, and gives them back to be dropped outside the lock.
     pub(crate) fn take_waiting(&self, which: impl Fn(&Lots, &Slice) -> bool) -> Vec<Taken> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let LaneState { queue, lots, .. } = &mut *state;
         let mut slices = Vec::new();
         queue.take_waiting(u64::MAX, |slice| which(lots, slice), |_, _, slice| slices.push(slice));

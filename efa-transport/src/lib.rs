@@ -105,9 +105,9 @@ pub mod simulator;
 mod trace;
 
 // Cards and clocks.
+mod clock;
 mod nic;
 mod provider;
-mod sync;
 
 pub use batch::{BatchHandle, Status};
 pub use config::{Config, NicSelection, Provider};

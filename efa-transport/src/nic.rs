@@ -12,7 +12,6 @@ use parking_lot::Mutex;
 
 use crate::error::Error;
 use crate::provider::{nic_name, numa_of};
-use crate::sync::lock;
 
 /// Bytes of the area that peers read to warm a rail up.
 pub(crate) const PROBE_BYTES: usize = 64;
@@ -114,7 +113,7 @@ impl Nic {
         let fail = |error| Error::fabric(format!("opening an endpoint on NIC {}", self.name), error);
         // A provider that refuses an event queue or a counter needs none.
         let endpoint = self.enable(true).or_else(|_| self.enable(false)).map_err(fail)?;
-        *lock(&self.address) = endpoint.name().map_err(fail)?;
+        *self.address.lock() = endpoint.name().map_err(fail)?;
         if self.bounce.is_some() {
             for index in 0..RECEIVES.min(endpoint.receive_depth()) {
                 self.post_receive(&endpoint, index as u64);
@@ -163,7 +162,7 @@ impl Nic {
 
     /// The endpoint's address in the provider's form.
     pub(crate) fn address(&self) -> RawAddress {
-        lock(&self.address).clone()
+        self.address.lock().clone()
     }
 
     /// Where peers read to warm up: address and key, as their operations want them.

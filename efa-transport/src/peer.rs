@@ -14,7 +14,6 @@ use crate::request::Op;
 use crate::scheduler::fabric::Device;
 use crate::scheduler::rail::rank;
 use crate::scheduler::slicer::Chunk;
-use crate::sync::lock;
 
 /// A peer of one transport. Never used twice by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -226,7 +225,7 @@ impl fmt::Debug for Peer {
 
 impl Peer {
     pub(crate) fn table(&self) -> Arc<PeerTable> {
-        Arc::clone(&lock(&self.table))
+        Arc::clone(&self.table.lock())
     }
 
     pub(crate) fn is_stale(&self) -> bool {
@@ -270,7 +269,7 @@ impl Peers {
     pub(crate) fn add(&mut self, descriptor: Descriptor, way: Way) -> (Arc<Peer>, Added) {
         let known = self.by_name.get(&descriptor.name).and_then(|&slot| self.slots[slot as usize].clone());
         if let Some(peer) = known {
-            let mut table = lock(&peer.table);
+            let mut table = peer.table.lock();
             let same_life = table.epoch == descriptor.epoch;
             let added = if same_life && table.generation == descriptor.generation {
                 Added::Unchanged

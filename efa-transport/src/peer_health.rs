@@ -6,7 +6,6 @@ use parking_lot::Mutex;
 
 use crate::scheduler::health::{Change, Health};
 use crate::scheduler::rail::Set;
-use crate::sync::lock;
 
 /// Attempts over one remote NIC that may fail in a row before the others are preferred.
 const NIC_TOLERANCE: u32 = 1;
@@ -41,12 +40,12 @@ impl PeerHealth {
     /// Whether requests may be sent to it.
     #[inline]
     pub(crate) fn usable(&self, now: u64) -> bool {
-        !self.is_suspect() || lock(&self.details).whole.usable(now)
+        !self.is_suspect() || self.details.lock().whole.usable(now)
     }
 
     /// Whether its last answer was none: it has been taken for down, and no success has come since.
     pub(crate) fn is_down(&self) -> bool {
-        self.is_suspect() && lock(&self.details).whole.is_suspect()
+        self.is_suspect() && self.details.lock().whole.is_suspect()
     }
 
     /// The remote NICs that had better not be used now.
@@ -58,7 +57,7 @@ impl PeerHealth {
     #[cold]
     fn avoid_some(&self, now: u64) -> Set {
         if now >= self.aside_until.load(Ordering::Relaxed) {
-            self.summarize(&lock(&self.details), now);
+            self.summarize(&self.details.lock(), now);
         }
         let [low, high] = &self.aside;
         Set::from(low.load(Ordering::Relaxed)) | Set::from(high.load(Ordering::Relaxed)) << 64
@@ -66,7 +65,7 @@ impl PeerHealth {
 
     /// An attempt over a remote NIC has failed because nobody answered.
     pub(crate) fn nic_failed(&self, nic: usize, now: u64) {
-        let mut details = lock(&self.details);
+        let mut details = self.details.lock();
         if details.nics.len() <= nic {
             details.nics.resize(nic + 1, Health::default());
         }
@@ -76,7 +75,7 @@ impl PeerHealth {
 
     /// A request has failed because nobody answered.
     pub(crate) fn failed(&self, now: u64) -> Change {
-        let mut details = lock(&self.details);
+        let mut details = self.details.lock();
         let change = details.whole.failed(now, PEER_TOLERANCE);
         self.summarize(&details, now);
         change
@@ -84,7 +83,7 @@ impl PeerHealth {
 
     /// An attempt over a remote NIC went well.
     pub(crate) fn succeeded(&self, nic: usize, now: u64) -> Change {
-        let mut details = lock(&self.details);
+        let mut details = self.details.lock();
         if let Some(nic) = details.nics.get_mut(nic) {
             nic.succeeded();
         }
@@ -95,7 +94,7 @@ impl PeerHealth {
 
     /// There is news about it: it may be tried again. With new NICs nothing is known about those.
     pub(crate) fn forgive(&self, new_nics: bool) {
-        let mut details = lock(&self.details);
+        let mut details = self.details.lock();
         details.whole.forgive();
         if new_nics {
             details.nics.clear();

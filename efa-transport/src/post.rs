@@ -10,6 +10,7 @@ use std::time::Duration;
 use fabric_safe::{Address, OperationId, PostError, PostFlags, Remote, Transmit, WriteOptions};
 
 use crate::addresses::{PeerAddresses, evict};
+use crate::clock::nanos;
 use crate::descriptor::NicEntry;
 use crate::lane::{Context, Lane, LaneState, Outcome};
 use crate::lot::{Cargo, Lot, Taken};
@@ -20,7 +21,6 @@ use crate::scheduler::queue::Token;
 use crate::scheduler::rail::{has_one_partner, partner};
 use crate::scheduler::retry::Failure;
 use crate::slice::NONE;
-use crate::sync::nanos;
 use crate::warmup::Probe;
 
 /// How long a peer may take nothing at all before that counts as a failed attempt. Connections over TCP are set up within a

@@ -17,7 +17,6 @@ use crate::error::Error;
 use crate::fabric::OpenFabric;
 use crate::scheduler::rail::{Set, rank};
 use crate::scheduler::slicer::Chunk;
-use crate::sync::lock;
 
 /// How to register memory.
 #[derive(Debug, Clone, Copy)]
@@ -145,7 +144,7 @@ impl RegionInner {
         &self,
         register: impl FnOnce(&Arc<dyn SharedMemory>, RegisterOptions) -> Result<RegionInner, Error>,
     ) -> Result<bool, Error> {
-        let mut refused = lock(&self.again.refused);
+        let mut refused = self.again.refused.lock();
         if self.again.second.get().is_some() {
             return Ok(false);
         }
@@ -248,7 +247,7 @@ impl Region {
 
     pub(crate) fn inner(&self) -> Result<Arc<RegionInner>, Error> {
         let (addr, len) = (self.0.addr, self.0.len);
-        lock(&self.0.inner).clone().ok_or(Error::Unregistered { addr, len })
+        self.0.inner.lock().clone().ok_or(Error::Unregistered { addr, len })
     }
 
     /// Copies bytes out of the memory, from `offset` on. Host memory only. If peers write there meanwhile, the bytes are some
@@ -283,7 +282,7 @@ impl Region {
     /// has been unregistered before.
     pub fn unregister(&self, deadline: Instant) -> Result<(), Error> {
         let (addr, len) = (self.0.addr, self.0.len);
-        let inner = lock(&self.0.inner).take().ok_or(Error::Unregistered { addr, len })?;
+        let inner = self.0.inner.lock().take().ok_or(Error::Unregistered { addr, len })?;
         let core = self.0.core.upgrade();
         if let Some(core) = &core {
             core.forget_region(self.0.id);

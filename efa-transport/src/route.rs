@@ -14,7 +14,6 @@ use crate::request::Op;
 use crate::scheduler::rail::{Chooser, Set, cost, members, partners};
 use crate::scheduler::slicer::Cut;
 use crate::slice::{NONE, Piece};
-use crate::sync::lock;
 
 /// A lane with less than this waiting is not worth taking over from.
 const WORTH_TAKING: u64 = 64 << 10;
@@ -172,7 +171,7 @@ impl Core {
         lane.expect(std::mem::take(&mut staged.weight));
         let mut outcome = Outcome::default();
         {
-            let mut state = lock(&lane.state);
+            let mut state = lane.state.lock();
             let mut lots = staged.lots.drain(..).peekable();
             while let Some((from, lot)) = lots.next() {
                 let to = lots.peek().map_or(staged.pieces.len(), |next| next.0);
@@ -207,7 +206,7 @@ impl Core {
                 let mut staging = self.take_staging();
                 staging.lanes[lane].add_stray(stray);
                 self.hand_to(&self.lanes[lane], &mut staging.lanes[lane], now);
-                lock(&self.staging).push(staging);
+                self.staging.lock().push(staging);
             }
             None => {
                 stray.fail(|party| Error::NoRail {
@@ -220,7 +219,7 @@ impl Core {
 
     /// An empty one, allocated before if possible.
     fn take_staging(&self) -> Staging {
-        let mut staging = lock(&self.staging).pop().unwrap_or_default();
+        let mut staging = self.staging.lock().pop().unwrap_or_default();
         staging.lanes.resize_with(self.lanes.len(), Staged::default);
         staging
     }
@@ -268,7 +267,7 @@ impl Core {
     /// An empty list, allocated before if possible.
     #[cold]
     pub(crate) fn spare_started(&self) -> Vec<Stray> {
-        lock(&self.outcomes).pop().unwrap_or_default()
+        self.outcomes.lock().pop().unwrap_or_default()
     }
 
     /// Lanes with nothing to do take waiting slices from the one that has most of them.
@@ -315,7 +314,7 @@ impl Core {
             let count = staging.lanes[to].pieces.len();
             self.lanes[to].counters.taken_over.fetch_add(count as u64, Ordering::Relaxed);
             self.hand_to(&self.lanes[to], &mut staging.lanes[to], now);
-            lock(&self.staging).push(staging);
+            self.staging.lock().push(staging);
         }
     }
 }

@@ -20,7 +20,6 @@ use crate::peer::Way;
 use crate::provider::Rejected;
 use crate::region::RegionInner;
 use crate::scheduler::fabric::{Device, Offer, choose};
-use crate::sync::lock;
 
 /// A fabric that is not open yet.
 pub(crate) struct Second {
@@ -42,7 +41,7 @@ impl Core {
     /// The fabric that peers may ask for, if it is not open yet.
     pub(crate) fn on_request(&self) -> Option<&str> {
         let second = self.second.as_ref()?;
-        (self.lanes.second().is_none() && lock(&second.failed).is_none()).then_some(&second.fabric)
+        (self.lanes.second().is_none() && second.failed.lock().is_none()).then_some(&second.fabric)
     }
 
     /// How a peer is reached, from what both sides have. Opens the fabric that it takes.
@@ -82,19 +81,19 @@ impl Core {
     /// Why the second fabric could not be opened when that was last tried.
     pub(crate) fn second_failed(&self) -> Option<Rejected> {
         let second = self.second.as_ref()?;
-        let why = lock(&second.failed).clone()?;
+        let why = second.failed.lock().clone()?;
         Some(Rejected { what: format!("fabric {} besides", second.fabric), why })
     }
 
     /// Idempotent. Blocks while NICs are opened and memory is registered.
     fn open_second(&self) -> Result<(), Error> {
         let Some(second) = &self.second else { return Ok(()) };
-        let _opening = lock(&second.opening);
+        let _opening = second.opening.lock();
         let mut news = self.lanes.second().is_none();
         if news {
             let opened = self.add_lanes(second);
             let failed = opened.as_ref().err().map(ToString::to_string);
-            let failed_before = std::mem::replace(&mut *lock(&second.failed), failed).is_some();
+            let failed_before = std::mem::replace(&mut *second.failed.lock(), failed).is_some();
             if opened.is_err() && !failed_before {
                 // It is not on offer any more.
                 self.changed();
@@ -103,7 +102,7 @@ impl Core {
         }
         // Whoever registers from now on sees it; what was registered before, or found no room, is in the list.
         let regions: Vec<Arc<RegionInner>> =
-            lock(&self.regions).iter().filter_map(|(_, region)| region.upgrade()).collect();
+            self.regions.lock().iter().filter_map(|(_, region)| region.upgrade()).collect();
         for region in regions {
             news |= self.register_second(&region);
         }

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::core::Core;
 use crate::error::Error;
 use crate::peer::PeerId;
-use crate::sync::lock;
 
 /// What a transport has done since it was opened. All counts; bytes are payload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -82,7 +81,7 @@ impl Core {
             .iter()
             .map(|lane| {
                 let (in_flight, queued) = {
-                    let state = lock(&lane.state);
+                    let state = lane.state.lock();
                     (state.queue.in_flight(), state.queue.queued())
                 };
                 let c = &lane.counters;

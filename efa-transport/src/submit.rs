@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::batch::{BatchHandle, BatchState, Party};
+use crate::clock::nanos;
 use crate::core::Core;
 use crate::error::Error;
 use crate::lot::Stray;
@@ -13,7 +14,6 @@ use crate::route::{Kind, Staged};
 use crate::scheduler::rail::{Chooser, Set};
 use crate::scheduler::slicer::{Cut, Hole, Stretch, longest_slice, slice};
 use crate::slice::Piece;
-use crate::sync::{lock, nanos};
 
 /// Batch states that are kept for reuse.
 const SPARE: usize = 256;
@@ -297,7 +297,7 @@ impl Core {
     /// The state of a batch that begins, used before if possible.
     fn take_state(&self, batch: &Batch, deadline: (u64, Duration)) -> Result<Arc<BatchState>, Error> {
         let spare = {
-            let mut spare = lock(&self.spare);
+            let mut spare = self.spare.lock();
             // A lot that has just ended may still be about to let go of its batch: then another will do.
             let free = spare.iter().rposition(|state| Arc::strong_count(state) == 1);
             free.map(|at| spare.swap_remove(at))
@@ -314,7 +314,7 @@ impl Core {
     }
 
     pub(crate) fn watch(&self, state: &Arc<BatchState>) -> u32 {
-        let mut watched = lock(&self.watched);
+        let mut watched = self.watched.lock();
         let slot = watched.free.pop().unwrap_or_else(|| {
             watched.slots.push(None);
             (watched.slots.len() - 1) as u32
@@ -328,7 +328,7 @@ impl Core {
         if !state.has_ended() {
             self.wake_progress();
         } else {
-            let mut watched = lock(&self.watched);
+            let mut watched = self.watched.lock();
             let ours = watched.slots.get(slot as usize).and_then(Option::as_ref);
             if ours.is_some_and(|s| Arc::ptr_eq(s, state)) {
                 watched.slots[slot as usize] = None;
@@ -348,7 +348,7 @@ impl Core {
 
     /// Keeps a state for reuse.
     pub(crate) fn keep(&self, state: &Arc<BatchState>) {
-        let mut spare = lock(&self.spare);
+        let mut spare = self.spare.lock();
         if spare.len() < SPARE {
             spare.push(Arc::clone(state));
         }
@@ -356,7 +356,7 @@ impl Core {
 
     /// Lets go of what spare states hold, as far as nobody uses them.
     pub(crate) fn clear_spare(&self) {
-        for state in lock(&self.spare).iter_mut() {
+        for state in self.spare.lock().iter_mut() {
             if let Some(state) = Arc::get_mut(state) {
                 state.clear();
             }

@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 use crate::lot::Lot;
 use crate::request::Op;
 use crate::slice::Slice;
-use crate::sync::lock;
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
@@ -42,7 +41,7 @@ impl Trace {
             began: slice.since,
             ended: now,
         };
-        let mut entries = lock(&self.entries);
+        let mut entries = self.entries.lock();
         if entries.len() >= self.limit {
             entries.pop_front();
         }
@@ -59,7 +58,7 @@ impl Trace {
                 "{{\"ph\":\"M\",\"pid\":1,\"tid\":{lane},\"name\":\"thread_name\",\"args\":{{\"name\":\"{name}\"}}}},"
             );
         }
-        for e in lock(&self.entries).iter() {
+        for e in self.entries.lock().iter() {
             let name = if e.write { "write" } else { "read" };
             let (begin, took) = (e.began as f64 / 1e3, e.ended.saturating_sub(e.began) as f64 / 1e3);
             let _ = write!(

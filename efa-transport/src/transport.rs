@@ -20,7 +20,6 @@ use crate::region::{Region, RegisterOptions};
 use crate::request::Batch;
 use crate::second::Second;
 use crate::stats::{PeerStatistics, Statistics};
-use crate::sync::lock;
 use crate::warmup::WarmUp;
 
 /// NICs, registered memory, peers, and the requests between them. Cheap to clone; the last clone shuts it down.
@@ -254,7 +253,7 @@ impl Transport {
 impl Handle {
     fn shutdown(&self, deadline: Instant) {
         self.core.shut(deadline);
-        if let Some(thread) = lock(&self.thread).take() {
+        if let Some(thread) = self.thread.lock().take() {
             // It does not panic; if it did, there is nothing left to do about it.
             let _ = thread.join();
         }

@@ -15,7 +15,6 @@ use crate::error::Error;
 use crate::lane::Lane;
 use crate::peer::{Peer, PeerId, PeerTable};
 use crate::scheduler::rail::partner;
-use crate::sync::lock;
 
 /// How a warm-up went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +77,7 @@ impl Probe {
             return;
         }
         if let Some(error) = error {
-            lock(&self.shared.failed).push((std::mem::take(&mut self.rail), error));
+            self.shared.failed.lock().push((std::mem::take(&mut self.rail), error));
         }
         if self.shared.left.fetch_sub(1, Ordering::AcqRel) == 1 && self.shared.background {
             self.peer.health().probing.store(false, Ordering::Release);
@@ -124,7 +123,7 @@ impl Core {
         if left > 0 {
             self.sweep();
         }
-        let failed = lock(&shared.failed).clone();
+        let failed = shared.failed.lock().clone();
         let working =
             rails.len() - left.min(rails.len()) - failed.len().min(rails.len() - left.min(rails.len()));
         if working == 0 {
@@ -167,7 +166,7 @@ impl Core {
                 told: false,
             };
             self.lanes[local].expect(Lane::weight(0));
-            lock(&self.lanes[local].state).admit_probe(probe);
+            self.lanes[local].state.lock().admit_probe(probe);
         }
     }
 

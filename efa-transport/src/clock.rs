@@ -1,14 +1,6 @@
-//! Locks and clocks.
+//! The transport's clock.
 
 use std::time::{Duration, Instant};
-
-use parking_lot::{Mutex, MutexGuard};
-
-/// Locks. A thread that panicked while it held the lock changes nothing: everything under our locks is valid at every step.
-#[inline]
-pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
-}
 
 /// Time in nanoseconds since the transport was opened, which is what the scheduler reckons in.
 #[derive(Debug, Clone, Copy)]
