@@ -47,7 +47,7 @@ fn open(name: &str, provider: &str, nics: &str) -> Anything<(Transport, Region)>
 /// The target: tells about itself, listens to what the other side tells, and is otherwise passive.
 fn serve(provider: &str, nics: &str) -> Anything<()> {
     let (transport, region) = open("target", provider, nics)?;
-    println!("{} {:x}", hex(&transport.local_descriptor()), region.addr());
+    println!("{} {:x}", hex::encode(transport.local_descriptor()), region.addr());
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         if let Some(seed) = line.strip_prefix("check ") {
@@ -64,7 +64,7 @@ fn serve(provider: &str, nics: &str) -> Anything<()> {
             }
             println!("{good}");
         } else {
-            transport.add_or_update_peer(&unhex(&line))?;
+            transport.add_or_update_peer(&hex::decode(&line)?)?;
             println!("known");
         }
     }
@@ -84,8 +84,8 @@ fn drive(child: &mut Child, provider: &str, nics: &str, mode: &str) -> Anything<
     let told = line()?;
     let (descriptor, addr) = told.split_once(' ').ok_or("the target told nothing")?;
     let there = u64::from_str_radix(addr, 16)?;
-    let peer = transport.add_or_update_peer(&unhex(descriptor))?;
-    writeln!(to, "{}", hex(&transport.local_descriptor()))?;
+    let peer = transport.add_or_update_peer(&hex::decode(descriptor)?)?;
+    writeln!(to, "{}", hex::encode(transport.local_descriptor()))?;
     line()?;
     println!("warm-up: {:?}", transport.warm_up(peer, Instant::now() + Duration::from_secs(5))?);
     let mut batch = Batch::new();
@@ -189,12 +189,4 @@ fn cpu() -> f64 {
     let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |at: usize| fields.get(at).and_then(|t| t.parse::<f64>().ok()).unwrap_or(0.0);
     (ticks(11) + ticks(12)) / 100.0
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len() / 2).filter_map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()).collect()
 }

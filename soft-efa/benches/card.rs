@@ -5,15 +5,15 @@
 
 #![allow(clippy::unwrap_used)] // a benchmark fails by panicking
 
-use benchkit::{Bench, Metric, Result, per_second, throughput_gb_per_s};
+use benchkit::{Bench, Metric, OtherEnd, Result, per_second, throughput_gb_per_s};
 use fabric_safe::{
     Access, Address, AddressVector, CompletionBatch, CompletionQueue, CompletionQueueOptions, Direction,
     Domain, Endpoint, Fabric, Hints, MemoryRegion, PostError, RegisterOptions, RemoteRegion,
 };
 use soft_efa::{Network, Profile};
-use std::io::{BufRead, BufReader, Write};
+use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 const ROLE: &str = "SOFT_EFA_BENCH_ROLE";
@@ -77,57 +77,21 @@ fn open() -> Node {
     Node { endpoint, queue, vector, domain }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    (0..text.trim().len() / 2).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap()).collect()
-}
-
 /// Registers memory, says where it is, and sleeps until the initiator hangs up.
 fn target() -> Result<()> {
     let node = open();
     let region = node.domain.register(vec![1u8; FOOTPRINT], RegisterOptions::new(Access::ALL)).unwrap();
-    println!("{} {}", hex(&node.endpoint.name()?), hex(&region.remote().to_bytes()));
+    OtherEnd::say(&format!(
+        "{} {}",
+        hex::encode(node.endpoint.name()?),
+        hex::encode(region.remote().to_bytes())
+    ))?;
     let mut lines = std::io::stdin().lock().lines();
-    let name = unhex(&lines.next().unwrap()?);
+    let name = hex::decode(lines.next().unwrap()?)?;
     let _initiator = node.vector.insert(&name)?;
-    println!("ready");
-    let _ = lines.next();
-    Ok(())
-}
-
-struct Target {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Target {
-    fn start() -> Target {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .env(ROLE, "target")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        Target { child, input, output }
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+    OtherEnd::say("ready")?;
+    drop(lines);
+    OtherEnd::stay()
 }
 
 struct Card {
@@ -177,16 +141,15 @@ fn bare(pid: i32, region: &MemoryRegion<Vec<u8>>, remote: RemoteRegion, size: us
 
 fn initiator() -> Result<()> {
     let mut bench = Bench::from_args("soft-efa");
-    let mut target = Target::start();
+    let mut target = OtherEnd::start(ROLE, "target")?;
     let node = open();
-    let line = target.line();
-    let (name, remote) = line.split_once(' ').unwrap();
-    let remote = RemoteRegion::from_bytes(unhex(remote).try_into().unwrap());
-    let peer = node.vector.insert(&unhex(name))?;
-    writeln!(target.input, "{}", hex(&node.endpoint.name()?))?;
-    assert_eq!(target.line(), "ready\n");
+    let [name, remote] = target.words()?;
+    let remote = RemoteRegion::from_bytes(hex::decode(remote)?.try_into().unwrap());
+    let peer = node.vector.insert(&hex::decode(name)?)?;
+    target.tell(&hex::encode(node.endpoint.name()?))?;
+    assert_eq!(target.line()?, "ready");
     let region = node.domain.register(vec![2u8; FOOTPRINT], RegisterOptions::new(Access::ALL)).unwrap();
-    let pid = target.child.id() as i32;
+    let pid = target.id() as i32;
     let card = std::cell::RefCell::new(Card { node, peer, region, remote, batch: CompletionBatch::new(256) });
 
     for size in [65_536usize, 1 << 20, 16 << 20] {

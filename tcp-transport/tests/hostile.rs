@@ -423,7 +423,7 @@ fn flooded_process() {
     let deadlines = Deadlines { hello: Duration::from_secs(2), ..Deadlines::default() };
     let limits = Limits { handshakes: 500, ..Limits::default() };
     let target = Target::new(builder().secret(SECRET).deadlines(deadlines).limits(limits), 1 << 20);
-    let hex: String = target.region.descriptor().to_bytes().iter().map(|b| format!("{b:02x}")).collect();
+    let hex = hex::encode(target.region.descriptor().to_bytes());
     println!("\nREADY {} {hex}", target.addr());
     for _ in std::io::stdin().lines().map_while(Result::ok) {
         let statistics = target.transport.statistics();
@@ -450,9 +450,7 @@ impl Flooded {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let ready = lines.by_ref().map(Result::unwrap).find(|l| l.starts_with("READY ")).unwrap();
         let words: Vec<&str> = ready.split(' ').collect();
-        let bytes: Vec<u8> = (0..words[2].len() / 2)
-            .map(|i| u8::from_str_radix(&words[2][2 * i..][..2], 16).unwrap())
-            .collect();
+        let bytes = hex::decode(words[2]).unwrap();
         let (addr, remote) = (words[1].parse().unwrap(), RegionDescriptor::from_bytes(&bytes).unwrap());
         Self { child, lines, addr, remote }
     }

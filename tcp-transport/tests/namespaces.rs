@@ -99,7 +99,7 @@ fn in_the_second_namespace() {
         let memory = OwnedMemory::new(LEN).unwrap();
         let transport = builder().listen("10.99.0.2:0".parse().unwrap()).build().unwrap();
         let region = transport.register(memory, Access::READ_WRITE).unwrap();
-        let hex: String = region.descriptor().to_bytes().iter().map(|b| format!("{b:02x}")).collect();
+        let hex = hex::encode(region.descriptor().to_bytes());
         println!("\nREADY {} {hex}", transport.local_addrs()[0]);
         std::io::stdout().flush().unwrap();
         std::io::stdin().read_line(&mut String::new()).unwrap();
@@ -114,8 +114,7 @@ fn in_the_first_namespace() {
     }
     let target = std::env::var("TARGET").unwrap();
     let (addr, hex) = target.split_once(' ').unwrap();
-    let bytes: Vec<u8> =
-        (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..][..2], 16).unwrap()).collect();
+    let bytes = hex::decode(hex).unwrap();
     let remote = RegionDescriptor::from_bytes(&bytes).unwrap();
     let deadlines = Deadlines { stall: Duration::from_millis(700), ..Deadlines::default() };
     let asker = Asker::new(builder().lanes(2).deadlines(deadlines), LEN);

@@ -31,7 +31,7 @@ fn target_process() {
         .build()
         .unwrap();
     let region = transport.register(memory, Access::READ_WRITE).unwrap();
-    let hex: String = region.descriptor().to_bytes().iter().map(|b| format!("{b:02x}")).collect();
+    let hex = hex::encode(region.descriptor().to_bytes());
     println!("\nREADY {} {hex}", transport.local_addrs()[0]);
     std::io::stdout().flush().unwrap();
     std::io::stdin().read_line(&mut String::new()).unwrap();
@@ -61,8 +61,7 @@ impl Process {
         let mut words = line.split(' ').skip(1);
         let addr = words.next().unwrap().parse().unwrap();
         let hex = words.next().unwrap();
-        let bytes: Vec<u8> =
-            (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..][..2], 16).unwrap()).collect();
+        let bytes = hex::decode(hex).unwrap();
         Self { child, addr, remote: RegionDescriptor::from_bytes(&bytes).unwrap() }
     }
 }

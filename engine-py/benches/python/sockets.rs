@@ -1,12 +1,10 @@
 //! The least that could move the same bytes: sockets, as many as Weft uses, with the system's congestion control and the same
 //! footprint, between two processes.
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use benchkit::Result;
+use benchkit::{OtherEnd, Result};
 
 use crate::bare::{self, Lanes};
 use crate::{Figures, Load, Op, Side};
@@ -22,16 +20,13 @@ pub(crate) fn is_server() -> bool {
 
 pub(crate) fn serve() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    println!("{}", listener.local_addr()?);
-    std::io::stdout().flush()?;
+    OtherEnd::say(&listener.local_addr()?.to_string())?;
     std::thread::spawn(move || bare::serve(listener));
-    // Ends when the benchmark does.
-    std::io::stdin().read_line(&mut String::new())?;
-    Ok(())
+    OtherEnd::stay()
 }
 
 pub(crate) struct Sockets {
-    server: Child,
+    _server: OtherEnd,
     addr: SocketAddr,
     /// The connections of the load before, which is usually this one's, too.
     lanes: Option<((Op, usize, usize), Lanes)>,
@@ -39,14 +34,9 @@ pub(crate) struct Sockets {
 
 impl Sockets {
     pub(crate) fn start() -> Result<Self> {
-        let mut server = Command::new(std::env::current_exe()?)
-            .env(SERVER, "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        BufReader::new(server.stdout.take().ok_or("the server has no output")?).read_line(&mut line)?;
-        Ok(Self { server, addr: line.trim().parse()?, lanes: None })
+        let mut server = OtherEnd::start(SERVER, "1")?;
+        let addr = server.line()?.parse()?;
+        Ok(Self { _server: server, addr, lanes: None })
     }
 }
 
@@ -76,12 +66,5 @@ impl Side for Sockets {
 
     fn rest(&mut self) -> Result<()> {
         Ok(()) // blocked in reads
-    }
-}
-
-impl Drop for Sockets {
-    fn drop(&mut self) {
-        let _ = self.server.kill();
-        let _ = self.server.wait();
     }
 }

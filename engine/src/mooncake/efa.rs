@@ -44,8 +44,11 @@ pub(super) fn descriptor(node: &Node) -> Option<Descriptor> {
         Buffer { name: LOCATION.into(), addr: chunk.addr, length: chunk.len, rkey, lkey: vec![0; count] }
     });
     let names: Vec<String> = parts.nics.iter().map(|nic| nic.name.clone()).collect();
-    let devices =
-        parts.nics.iter().map(|nic| Device { name: nic.name.clone(), lid: 0, gid: hex(&nic.address) });
+    let devices = parts.nics.iter().map(|nic| Device {
+        name: nic.name.clone(),
+        lid: 0,
+        gid: hex::encode(&nic.address),
+    });
     Some(Descriptor {
         name: node.name().to_owned(),
         protocol: Protocols::One("efa".into()),
@@ -71,7 +74,7 @@ pub(super) fn connect(node: &Node, asked: &Connection) -> Result<Connection, Str
     Ok(Connection {
         local_nic_path: asked.peer_nic_path.clone(),
         peer_nic_path: asked.local_nic_path.clone(),
-        efa_addr: hex(&ours.address),
+        efa_addr: hex::encode(&ours.address),
         ..Connection::default()
     })
 }
@@ -92,7 +95,7 @@ pub(super) fn add_peer(
             let question = Connection {
                 local_nic_path: format!("{}@{}", node.name(), nic.name),
                 peer_nic_path: format!("{}@{}", descriptor.name, device.name),
-                efa_addr: hex(&nic.address),
+                efa_addr: hex::encode(&nic.address),
                 ..Connection::default()
             };
             let answer = dialogue::ask(control, Kind::Connection, &question.encode(), deadline)
@@ -143,15 +146,12 @@ pub(super) fn add_peer(
     node.fabric().and_then(|fabric| fabric.add_peer(&bytes)).map_err(|error| error.to_string())
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
+/// Bytes of a NIC's name in hexadecimal digits; at least one and at most 512.
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    if text.is_empty() || !text.len().is_multiple_of(2) || text.len() > 1024 || !text.is_ascii() {
+    if text.is_empty() || text.len() > 1024 {
         return None;
     }
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
+    hex::decode(text).ok()
 }
 
 #[cfg(test)]
@@ -163,9 +163,9 @@ mod tests {
     proptest! {
         #[test]
         fn addresses_survive_hexadecimal(bytes in prop::collection::vec(any::<u8>(), 1..64), text in ".{0,20}") {
-            prop_assert_eq!(unhex(&hex(&bytes)), Some(bytes));
+            prop_assert_eq!(unhex(&hex::encode(&bytes)), Some(bytes));
             if let Some(read) = unhex(&text) {
-                prop_assert_eq!(hex(&read), text.to_lowercase());
+                prop_assert_eq!(hex::encode(&read), text.to_lowercase());
             }
         }
     }

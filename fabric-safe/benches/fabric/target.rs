@@ -1,11 +1,9 @@
 //! The target: this program as a child, which drives its provider until it is told to go.
 
-use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use benchkit::Result;
+use benchkit::{OtherEnd, Result};
 
 use crate::REGION_BYTES;
 use crate::bare::Bare;
@@ -27,29 +25,17 @@ pub(crate) fn asked_for() -> Option<String> {
 
 /// A running target; ends when it is dropped.
 pub(crate) struct Target {
-    child: Child,
+    _process: OtherEnd,
     point: Point,
 }
 
 impl Target {
     /// Starts it and waits until it can be written to.
     pub(crate) fn start(provider: &str) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .env(PROVIDER, provider)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        if let Some(out) = child.stdout.take() {
-            BufReader::new(out).read_line(&mut line)?;
-        }
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [name, address, key] = words[..] else {
-            return Err(format!("the target did not start; it said {line:?}").into());
-        };
-        let name = (0..name.len() / 2).map(|i| u8::from_str_radix(&name[2 * i..2 * i + 2], 16));
-        let name = name.collect::<std::result::Result<_, _>>()?;
-        Ok(Self { child, point: Point { name, address: address.parse()?, key: key.parse()? } })
+        let mut process = OtherEnd::start(PROVIDER, provider)?;
+        let [name, address, key] = process.words()?;
+        let point = Point { name: hex::decode(name)?, address: address.parse()?, key: key.parse()? };
+        Ok(Self { _process: process, point })
     }
 
     /// Where to write.
@@ -58,25 +44,14 @@ impl Target {
     }
 }
 
-impl Drop for Target {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        // It has been told to end; nothing is left to do about an error.
-        self.child.wait().ok();
-    }
-}
-
 /// What the child does.
 pub(crate) fn serve(provider: &str) -> Result<()> {
     let mut bare = Bare::open(provider, REGION_BYTES)?;
     let point = bare.point()?;
-    let name: String = point.name.iter().map(|byte| format!("{byte:02x}")).collect();
-    println!("{name} {} {}", point.address, point.key);
-    std::io::stdout().flush()?;
+    OtherEnd::say(&format!("{} {} {}", hex::encode(&point.name), point.address, point.key))?;
     static DONE: AtomicBool = AtomicBool::new(false);
     std::thread::spawn(|| {
-        // Until the parent closes its end, or dies.
-        std::io::stdin().read_to_end(&mut Vec::new()).ok();
+        OtherEnd::stay().ok();
         DONE.store(true, Ordering::Relaxed);
     });
     while !DONE.load(Ordering::Relaxed) {

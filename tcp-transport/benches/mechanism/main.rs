@@ -6,12 +6,11 @@ mod conn;
 mod serve;
 mod uring;
 
-use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use benchkit::{Bench, Latencies, Metric, Result, throughput_gb_per_s};
+use benchkit::{Bench, Latencies, Metric, OtherEnd, Result, throughput_gb_per_s};
 use conn::{HEADER, MEMORY, header};
 
 const CHILD: &str = "MECHANISM_BENCH_SERVER";
@@ -38,16 +37,15 @@ fn serve_all() -> Result<()> {
     let bind = || TcpListener::bind("127.0.0.1:0");
     let (blocking, readiness, uring) = (bind()?, bind()?, bind()?);
     let offered = uring::ring().is_ok();
-    println!("{} {} {} {offered}", blocking.local_addr()?, readiness.local_addr()?, uring.local_addr()?);
-    io::stdout().flush()?;
+    let line =
+        format!("{} {} {} {offered}", blocking.local_addr()?, readiness.local_addr()?, uring.local_addr()?);
+    OtherEnd::say(&line)?;
     std::thread::spawn(move || serve::blocking(&blocking));
     std::thread::spawn(move || report("readiness", serve::readiness(&readiness)));
     if offered {
         std::thread::spawn(move || report("io_uring", uring::serve(&uring)));
     }
-    // Ends when the benchmark does.
-    io::stdin().read_line(&mut String::new())?;
-    Ok(())
+    OtherEnd::stay()
 }
 
 fn report(what: &str, result: io::Result<()>) {
@@ -57,7 +55,7 @@ fn report(what: &str, result: io::Result<()>) {
 }
 
 struct Server {
-    child: Child,
+    _process: OtherEnd,
     blocking: SocketAddr,
     readiness: SocketAddr,
     /// Where the kernel offers it.
@@ -66,31 +64,16 @@ struct Server {
 
 impl Server {
     fn start() -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .env(CHILD, "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().ok_or("the server has no output")?).read_line(&mut line)?;
-        let [blocking, readiness, uring, offered] = line.split_whitespace().collect::<Vec<_>>()[..] else {
-            return Err("the server said something else".into());
-        };
+        let mut process = OtherEnd::start(CHILD, "1")?;
+        let [blocking, readiness, uring, offered] = process.words()?;
         let uring = if offered == "true" { Some(uring.parse()?) } else { None };
-        Ok(Self { child, blocking: blocking.parse()?, readiness: readiness.parse()?, uring })
+        Ok(Self { _process: process, blocking: blocking.parse()?, readiness: readiness.parse()?, uring })
     }
 
     fn others(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> {
         [("readiness", Some(self.readiness)), ("io_uring", self.uring)]
             .into_iter()
             .filter_map(|(n, a)| Some((n, a?)))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

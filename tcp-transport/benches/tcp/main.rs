@@ -210,7 +210,7 @@ fn throughput(
     };
     match path {
         Path::Host => {
-            let (pid, addr) = (server.child.id(), server.remote.addr);
+            let (pid, addr) = (server.process.id(), server.remote.addr);
             let bare = vm::Remote::new(pid, addr, what.threads, what.footprint(), what.room());
             case.compare(Metric::Throughput, "bare process_vm loop", ours_round, || {
                 what.parallel(&|n| {

@@ -1,12 +1,10 @@
 //! The two ends: a process that serves memory, with us and with the bare loops, and a transport in this one.
 
-use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use benchkit::Result;
+use benchkit::{OtherEnd, Result};
 use tcp_transport::{
     Access, Batch, OwnedMemory, Path, Peer, Region, RegionDescriptor, Request, Shape, Transport,
 };
@@ -31,15 +29,14 @@ pub(crate) fn serve() -> Result<()> {
     let transport = Transport::builder().listen("127.0.0.1:0".parse()?).build()?;
     let region = transport.register(memory, Access::READ_WRITE)?;
     let bare = TcpListener::bind("127.0.0.1:0")?;
-    let hex: String = region.descriptor().to_bytes().iter().map(|b| format!("{b:02x}")).collect();
-    println!("{} {} {hex}", transport.local_addrs()[0], bare.local_addr()?);
-    std::io::stdout().flush()?;
+    let descriptor = hex::encode(region.descriptor().to_bytes());
+    OtherEnd::say(&format!("{} {} {descriptor}", transport.local_addrs()[0], bare.local_addr()?))?;
     std::thread::spawn(move || bare::serve(bare));
     // Each line asks for the heap allocations so far. Ends when the benchmark does.
     let mut line = String::new();
     while std::io::stdin().read_line(&mut line)? > 0 {
         let so_far = ALLOCATOR.stats();
-        println!("{}", so_far.allocations + so_far.reallocations);
+        OtherEnd::say(&(so_far.allocations + so_far.reallocations).to_string())?;
         line.clear();
     }
     Ok(())
@@ -47,8 +44,7 @@ pub(crate) fn serve() -> Result<()> {
 
 /// The other process.
 pub(crate) struct Server {
-    pub(crate) child: Child,
-    output: BufReader<ChildStdout>,
+    pub(crate) process: OtherEnd,
     addr: SocketAddr,
     pub(crate) bare: SocketAddr,
     pub(crate) remote: RegionDescriptor,
@@ -56,39 +52,16 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start() -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .env(CHILD, "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        let mut output = BufReader::new(child.stdout.take().ok_or("the server has no output")?);
-        output.read_line(&mut line)?;
-        let mut words = line.split_whitespace();
-        let mut word = || words.next().ok_or("the server said too little");
-        let (addr, bare) = (word()?.parse()?, word()?.parse()?);
-        let hex = word()?;
-        let bytes: Vec<u8> = (0..hex.len() / 2)
-            .map(|i| u8::from_str_radix(&hex[2 * i..][..2], 16))
-            .collect::<std::result::Result<_, _>>()?;
-        Ok(Self { child, output, addr, bare, remote: RegionDescriptor::from_bytes(&bytes)? })
+        let mut process = OtherEnd::start(CHILD, "1")?;
+        let [addr, bare, remote] = process.words()?;
+        let remote = RegionDescriptor::from_bytes(&hex::decode(remote)?)?;
+        Ok(Self { process, addr: addr.parse()?, bare: bare.parse()?, remote })
     }
-}
 
-impl Server {
     /// Heap allocations of the other process so far; asking adds a few, the same number each time after the first.
     pub(crate) fn allocations(&mut self) -> Result<u64> {
-        self.child.stdin.as_mut().ok_or("the server takes no questions")?.write_all(b"\n")?;
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        Ok(line.trim().parse()?)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.tell("")?;
+        Ok(self.process.line()?.parse()?)
     }
 }
 

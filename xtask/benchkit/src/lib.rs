@@ -49,6 +49,7 @@ mod bench;
 mod cpu;
 mod latency;
 mod options;
+mod other_end;
 mod row;
 mod table;
 
@@ -57,6 +58,7 @@ pub use bench::{Bench, Case};
 pub use cpu::CpuClock;
 pub use latency::Latencies;
 pub use options::Options;
+pub use other_end::OtherEnd;
 pub use row::{Metric, Row};
 
 use std::time::Duration;
