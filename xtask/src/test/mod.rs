@@ -27,6 +27,11 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "PACKAGE")]
     package: Vec<String>,
 
+    /// Cases of each property test and schedules of each fault test, instead of what each test holds for enough; takes as long
+    /// as that takes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    cases: Option<u32>,
+
     /// Only tests whose name contains this text
     filter: Option<String>,
 }
@@ -97,7 +102,9 @@ fn tests(args: &Args, chosen: &[&Package], only: &[String], with: impl FnOnce(Cm
     let filter = args.filter.as_deref();
     if setup::nextest_present() {
         // `only` chooses when running, not when building: another selection would be another set of features.
-        return nextest::run(with(select(Cmd::cargo("nextest").arg("run"), args, chosen)), only, filter);
+        let cmd = select(Cmd::cargo("nextest").arg("run"), args, chosen);
+        let cmd = if args.cases.is_some() { cmd.args(["--profile", "thorough"]) } else { cmd };
+        return nextest::run(with(cmd), only, filter);
     }
     eprintln!("cargo-nextest is not installed; using cargo test");
     let chosen: Vec<_> =
@@ -155,7 +162,13 @@ fn select(cmd: Cmd, args: &Args, chosen: &[&Package]) -> Cmd {
     if !features.is_empty() {
         cmd = cmd.args(["--features", &features.join(",")]);
     }
-    if args.quick { cmd.env("WEFT_TEST_QUICK", "1") } else { cmd }
+    if args.quick {
+        cmd = cmd.env("WEFT_TEST_QUICK", "1");
+    }
+    match args.cases {
+        Some(cases) => cmd.env("PROPTEST_CASES", cases.to_string()),
+        None => cmd,
+    }
 }
 
 fn report(tally: &Tally) -> Result<()> {
