@@ -19,6 +19,13 @@ const MIB: usize = 1 << 20;
 /// Operations that either side keeps outstanding on a card.
 const WINDOW: usize = 64;
 
+/// Bytes that either side moves blocks about in.
+const MEMORY: usize = 32 * MIB;
+
+/// Pairs of processes, fresh ones after each other, that the rounds of a row are spread over: where memory and connections come to
+/// lie is luck that stays with a process and decides more than most of what is to be measured.
+const PAIRS: usize = 3;
+
 /// Sizes of streamed blocks, and what is to be reached of the bare loop.
 const SIZES: [(usize, f64); 4] = [(4 << 10, 0.90), (64 << 10, 0.97), (MIB, 0.97), (16 * MIB, 0.97)];
 
@@ -52,6 +59,9 @@ impl Ours {
         let peer = target.meet(&transport);
         transport.warm_up(peer, soon())?;
         let region = memory(&transport, len);
+        // Untouched memory would read as the kernel's one page of zeros, out of the cache.
+        region.write(0, &vec![0x5a; len])?;
+        target.fill(0);
         Ok(Self { transport, target, peer, region, batch: Batch::new(), len })
     }
 
@@ -62,10 +72,8 @@ impl Ours {
         let (mut here, mut there) = ([0; PAGES], [0; PAGES]);
         for request in 0..requests {
             for page in 0..PAGES {
-                let number = request * PAGES + page;
-                // Odd steps, so that neighbours in the list are none in memory.
-                here[page] = self.region.addr() + (number * 3 % places * size) as u64;
-                there[page] = self.target.addr + (number * 5 % places * size) as u64;
+                let (from, to) = scattered(request * PAGES + page, size, places);
+                (here[page], there[page]) = (self.region.addr() + from as u64, self.target.addr + to as u64);
             }
             self.batch.push(Request {
                 op,
@@ -88,6 +96,11 @@ impl Ours {
         Ok(())
     }
 
+    /// One operation that is not measured: a round measures a stream, not how soon a target that sleeps notices its beginning.
+    fn wake(&mut self) -> Result<()> {
+        self.stream(Op::Write, 64, 1)
+    }
+
     fn stream(&mut self, op: Op, size: usize, count: usize) -> Result<()> {
         let places = (self.len / size).max(1);
         for index in 0..count {
@@ -101,20 +114,194 @@ impl Ours {
     }
 }
 
-/// Operation, and size and batch, of every case.
-fn cases() -> impl Iterator<Item = (&'static str, String)> {
-    let streams = SIZES.map(|(size, _)| format!("size={size} batch={}", batch_of(size, false)));
-    let quick = SIZES.map(|(size, _)| format!("size={size} batch={}", batch_of(size, true)));
-    let pages = PAGE_SIZES.map(|size| format!("size={size} batch={PAGES} threads=1"));
-    let others = ["size=4096 batch=1".into(), "size=4096 batch=4096 doorbell_batching=1".into()];
-    let shapes = streams.into_iter().chain(quick).chain(pages).chain(others);
-    shapes.flat_map(|shape| [("write", shape.clone()), ("read", shape)])
+/// Where a page lies here and there: steps are odd, so that neighbours in the list are none in memory.
+const fn scattered(number: usize, size: usize, places: usize) -> (usize, usize) {
+    (number * 3 % places * size, number * 5 % places * size)
 }
 
-/// Blocks of `size` bytes that are moved in a round.
-fn batch_of(size: usize, quick: bool) -> usize {
-    let total = if quick { 16 * MIB } else { 128 * MIB };
-    (total / size).clamp(4, 8192)
+/// What is measured: a row of the table.
+struct Case {
+    name: String,
+    metric: Metric,
+    target: f64,
+    what: What,
+    /// What has been measured so far, round by round.
+    ours: Vec<[f64; 1]>,
+    bare: Vec<[f64; 1]>,
+}
+
+#[derive(Clone, Copy)]
+enum What {
+    /// Blocks of a size, so many in a batch.
+    Stream { op: Op, size: usize, count: usize },
+    /// Pages of cache blocks, as an inference engine asks for them: the target must keep up although it has nothing to do itself.
+    Pages { op: Op, size: usize, requests: usize },
+    /// The median time of so many requests, one after the other.
+    Alone { repeat: usize },
+}
+
+const fn name_of(op: Op) -> &'static str {
+    match op {
+        Op::Write => "write",
+        Op::Read => "read",
+    }
+}
+
+/// The rows of one provider and number of cards.
+fn cases(prefix: &str, quick: bool) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |name: String, metric, target, what| {
+        let name = format!("{name} {prefix}");
+        cases.push(Case { name, metric, target, what, ours: Vec::new(), bare: Vec::new() });
+    };
+    for op in [Op::Write, Op::Read] {
+        for (size, target) in SIZES {
+            let total = if quick { 16 * MIB } else { 128 * MIB };
+            let count = (total / size).clamp(4, 8192);
+            let name = format!("op={} size={size} batch={count}", name_of(op));
+            add(name, Metric::Throughput, target, What::Stream { op, size, count });
+        }
+    }
+    for size in PAGE_SIZES {
+        for op in [Op::Write, Op::Read] {
+            let requests = if quick { 64 } else { 512 };
+            let name = format!("op={} size={size} batch={PAGES} threads=1", name_of(op));
+            add(name, Metric::Throughput, 0.90, What::Pages { op, size, requests });
+        }
+    }
+    let repeat = if quick { 200 } else { 1000 };
+    let name = "op=write size=4096 batch=1".to_owned();
+    add(name, Metric::LatencyP50, 1.0 / 1.15, What::Alone { repeat });
+    cases
+}
+
+impl What {
+    fn ours(self, ours: &mut Ours) -> Result<f64> {
+        ours.wake()?;
+        let start = Instant::now();
+        let bytes = match self {
+            Self::Stream { op, size, count } => {
+                ours.stream(op, size, count)?;
+                size * count
+            }
+            Self::Pages { op, size, requests } => {
+                ours.pages(op, size, requests)?;
+                size * requests * PAGES
+            }
+            Self::Alone { repeat } => {
+                let mut latencies = Latencies::new();
+                for _ in 0..repeat {
+                    let start = Instant::now();
+                    ours.stream(Op::Write, 4096, 1)?;
+                    latencies.record(start.elapsed());
+                }
+                return Ok(latencies.p50_us());
+            }
+        };
+        Ok(throughput_gb_per_s(bytes as u64, start.elapsed()))
+    }
+
+    fn bare(self, bare: &mut Bare) -> Result<f64> {
+        bare.one(0, true, 64)?;
+        let start = Instant::now();
+        let bytes = match self {
+            Self::Stream { op, size, count } => {
+                bare.stream(op == Op::Write, size, count, WINDOW)?;
+                size * count
+            }
+            Self::Pages { op, size, requests } => {
+                let place = |page| scattered(page, size, MEMORY / size);
+                bare.blocks(op == Op::Write, size, requests * PAGES, WINDOW, place)?;
+                size * requests * PAGES
+            }
+            Self::Alone { repeat } => {
+                let mut latencies = Latencies::new();
+                for index in 0..repeat {
+                    let start = Instant::now();
+                    bare.one(index % bare.cards(), true, 4096)?;
+                    latencies.record(start.elapsed());
+                }
+                return Ok(latencies.p50_us());
+            }
+        };
+        Ok(throughput_gb_per_s(bytes as u64, start.elapsed()))
+    }
+}
+
+/// A pair of each kind; the bare one rests.
+fn start(provider: &str, nics: usize) -> Result<(Ours, Bare)> {
+    let (ours, bare) = (Ours::start(provider, nics, MEMORY)?, Bare::start(provider, nics, MEMORY)?);
+    bare.rest()?;
+    Ok((ours, bare))
+}
+
+/// Measures all cases of a provider that are wanted.
+fn measure(bench: &mut Bench, provider: &str, nics: usize, quick: bool) -> Result<()> {
+    let mut prefix = format!("nics={nics} provider={provider}");
+    let wants = |bench: &Bench, cases: &[Case]| cases.iter().any(|case| bench.wants(&case.name));
+    if !wants(bench, &cases(&prefix, quick)) {
+        return Ok(());
+    }
+    let rounds = bench.options().rounds() / PAIRS;
+    let mut measured = Vec::new();
+    for _ in 0..PAIRS {
+        let (mut ours, mut bare) = match start(provider, nics) {
+            Ok(pairs) => pairs,
+            Err(error) => {
+                eprintln!("SKIP: efa {prefix}: {error}");
+                return Ok(());
+            }
+        };
+        if measured.is_empty() {
+            prefix += &format!(" path={}", ours.transport.describe().fabric);
+            measured = cases(&prefix, quick);
+            measured.retain(|case| bench.wants(&case.name));
+        }
+        for case in &mut measured {
+            let what = case.what;
+            // The first of each is not counted.
+            for round in 0..=rounds {
+                let fail = |who: &str, error| format!("{}: {who}: {error}", case.name);
+                let value = what.ours(&mut ours).map_err(|error| fail("ours", error))?;
+                let baseline = bare.round(|bare| what.bare(bare)).map_err(|error| fail("bare", error))?;
+                if round > 0 {
+                    case.ours.push([value]);
+                    case.bare.push([baseline]);
+                }
+            }
+        }
+        ours.transport.shutdown(soon());
+    }
+    for case in measured {
+        bench.case(case.name).target(case.target).compare_rounds(
+            [case.metric],
+            "bare fabric-safe loop",
+            &case.ours,
+            &case.bare,
+        )?;
+    }
+    Ok(())
+}
+
+/// What telling the card only of the last of several operations brings.
+fn doorbells(bench: &mut Bench, provider: &str) -> Result<()> {
+    const BLOCKS: usize = 4096;
+    let case = format!("op=write size=4096 batch={BLOCKS} doorbell_batching=1 nics=1 provider={provider}");
+    if !bench.wants(&case) {
+        return Ok(());
+    }
+    let both = [false, true].map(|batching| Ours::start_with(provider, 1, MEMORY, batching));
+    let [Ok(mut without), Ok(mut with)] = both else {
+        eprintln!("SKIP: efa {case}: the provider does not work here");
+        return Ok(());
+    };
+    let what = What::Stream { op: Op::Write, size: 4096, count: BLOCKS };
+    let (metric, with_it, without_it) =
+        (Metric::Throughput, || what.ours(&mut with), || what.ours(&mut without));
+    bench.case(case).compare(metric, "without", with_it, without_it)?;
+    with.transport.shutdown(soon());
+    without.transport.shutdown(soon());
+    Ok(())
 }
 
 fn main() -> Result<()> {
@@ -124,122 +311,9 @@ fn main() -> Result<()> {
     let quick = bench.options().round_time().as_millis() < 50;
     for provider in providers() {
         for nics in [1, 16] {
-            let len = 32 * MIB;
-            let prefix = format!("nics={nics} provider={provider}");
-            if !cases().any(|(op, shape)| bench.wants(&format!("op={op} {shape} {prefix}"))) {
-                continue;
-            }
-            let (mut ours, mut bare) =
-                match (Ours::start(provider, nics, len), Bare::start(provider, nics, len)) {
-                    (Ok(ours), Ok(bare)) => (ours, bare),
-                    (Err(error), _) | (_, Err(error)) => {
-                        eprintln!("SKIP: efa {prefix}: {error}");
-                        continue;
-                    }
-                };
-            bare.rest()?;
-            let path = ours.transport.describe().fabric;
-            for op in [Op::Write, Op::Read] {
-                let name = if op == Op::Write { "write" } else { "read" };
-                for (size, target) in SIZES {
-                    let count = batch_of(size, quick);
-                    bench
-                        .case(format!("op={name} size={size} batch={count} {prefix} path={path}"))
-                        .target(target)
-                        .compare(
-                            Metric::Throughput,
-                            "bare fabric-safe loop",
-                            || {
-                                let start = Instant::now();
-                                ours.stream(op, size, count)?;
-                                Ok(throughput_gb_per_s((size * count) as u64, start.elapsed()))
-                            },
-                            || {
-                                bare.round(|bare| {
-                                    let start = Instant::now();
-                                    bare.stream(op == Op::Write, size, count, WINDOW)?;
-                                    Ok(throughput_gb_per_s((size * count) as u64, start.elapsed()))
-                                })
-                            },
-                        )?;
-                }
-            }
-            // Pages of cache blocks, as an inference engine asks for them: the target must keep up although it has nothing to do itself.
-            for size in PAGE_SIZES {
-                for op in [Op::Write, Op::Read] {
-                    let name = if op == Op::Write { "write" } else { "read" };
-                    let requests = if quick { 64 } else { 512 };
-                    let bytes = requests * PAGES * size;
-                    bench
-                        .case(format!("op={name} size={size} batch={PAGES} threads=1 {prefix} path={path}"))
-                        .target(0.90)
-                        .compare(
-                            Metric::Throughput,
-                            "bare fabric-safe loop",
-                            || {
-                                let start = Instant::now();
-                                ours.pages(op, size, requests)?;
-                                Ok(throughput_gb_per_s(bytes as u64, start.elapsed()))
-                            },
-                            || {
-                                bare.round(|bare| {
-                                    let start = Instant::now();
-                                    bare.stream(op == Op::Write, size, requests * PAGES, WINDOW)?;
-                                    Ok(throughput_gb_per_s(bytes as u64, start.elapsed()))
-                                })
-                            },
-                        )?;
-                }
-            }
-            let repeat = if quick { 200 } else { 1000 };
-            bench
-                .case(format!("op=write size=4096 batch=1 {prefix} path={path}"))
-                .target(1.0 / 1.15)
-                .compare(
-                    Metric::LatencyP50,
-                    "bare fabric-safe loop",
-                    || {
-                        let mut latencies = Latencies::new();
-                        for _ in 0..repeat {
-                            let start = Instant::now();
-                            ours.stream(Op::Write, 4096, 1)?;
-                            latencies.record(start.elapsed());
-                        }
-                        Ok(latencies.p50_us())
-                    },
-                    || {
-                        bare.round(|bare| {
-                            let mut latencies = Latencies::new();
-                            for index in 0..repeat {
-                                let start = Instant::now();
-                                bare.one(index % nics, true, 4096)?;
-                                latencies.record(start.elapsed());
-                            }
-                            Ok(latencies.p50_us())
-                        })
-                    },
-                )?;
-            let case = format!("op=write size=4096 batch=4096 doorbell_batching=1 {prefix} path={path}");
-            if nics == 1 && bench.wants(&case) {
-                let mut batching = Ours::start_with(provider, nics, len, true)?;
-                bench.case(case).compare(
-                    Metric::Throughput,
-                    "without",
-                    || {
-                        let start = Instant::now();
-                        batching.stream(Op::Write, 4096, 4096)?;
-                        Ok(throughput_gb_per_s(4096 * 4096, start.elapsed()))
-                    },
-                    || {
-                        let start = Instant::now();
-                        ours.stream(Op::Write, 4096, 4096)?;
-                        Ok(throughput_gb_per_s(4096 * 4096, start.elapsed()))
-                    },
-                )?;
-                batching.transport.shutdown(soon());
-            }
-            ours.transport.shutdown(soon());
+            measure(&mut bench, provider, nics, quick)?;
         }
+        doorbells(&mut bench, provider)?;
     }
     bench.finish()
 }

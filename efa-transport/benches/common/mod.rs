@@ -5,6 +5,7 @@
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use benchkit::Result;
@@ -23,14 +24,15 @@ pub(crate) struct BareCard {
     endpoint: Endpoint<Enabled>,
     queue: CompletionQueue,
     vector: AddressVector,
-    region: MemoryRegion<Mapping>,
+    region: MemoryRegion<Arc<Mapping>>,
     batch: CompletionBatch,
     peer: Option<(Address, RemoteRegion)>,
     in_flight: usize,
 }
 
-/// The first interface of the provider, as the transport would take it.
-fn info(provider: &str) -> Result<Info> {
+/// What the provider has for each of so many cards, as the transport would take it: EFA cards in order, of others the first
+/// interface over and over.
+fn infos(provider: &str, cards: usize) -> Result<Vec<Info>> {
     let (provider, fabric) = provider.split_once('/').map_or((provider, None), |(p, f)| (p, Some(f)));
     let mut hints = Hints::new().provider(provider);
     if let Some(fabric) = fabric {
@@ -39,11 +41,30 @@ fn info(provider: &str) -> Result<Info> {
     if !matches!(provider, "efa" | "shm" | "scripted") {
         hints = hints.source("127.0.0.1", None);
     }
-    Ok(hints.discover()?.into_iter().next().ok_or("the provider has nothing here")?)
+    let mut found = hints.discover()?;
+    if provider == "efa" {
+        found.dedup_by_key(|info| info.nic().map(|nic| nic.name));
+    } else {
+        found.truncate(1);
+    }
+    if found.is_empty() {
+        return Err("the provider has nothing here".into());
+    }
+    Ok(found.into_iter().cycle().take(cards).collect())
+}
+
+fn memory(len: usize) -> Result<Arc<Mapping>> {
+    Ok(Arc::new(Mapping::anonymous(len, PageKind::Small)?))
+}
+
+/// Writes to the memory of all cards: untouched, it would read as the kernel's one page of zeros, out of the cache.
+fn touch(card: Option<&BareCard>) -> Result<()> {
+    let Some(card) = card else { return Ok(()) };
+    Ok(card.region.copy_in(0, &vec![0x5a; card.region.len_bytes()])?)
 }
 
 impl BareCard {
-    fn open(info: &Info, len: usize) -> Result<Self> {
+    fn open(info: &Info, memory: &Arc<Mapping>) -> Result<Self> {
         let fabric = Fabric::open(info)?;
         let domain = Domain::open(&fabric, info)?;
         let vector = AddressVector::open(&domain, AddressVectorOptions::default())?;
@@ -55,7 +76,7 @@ impl BareCard {
             .bind_address_vector(&vector)?
             .bind_completion_queue(&queue, Direction::Both)?
             .enable()?;
-        let region = domain.register(Mapping::anonymous(len, PageKind::Small)?, Access::ALL)?;
+        let region = domain.register(Arc::clone(memory), Access::ALL)?;
         let batch = CompletionBatch::new(64);
         Ok(Self { endpoint, queue, vector, region, batch, peer: None, in_flight: 0 })
     }
@@ -71,11 +92,11 @@ impl BareCard {
         Ok(ended)
     }
 
-    /// Posts a write or a read at an offset; false if there is no room.
-    fn post(&mut self, write: bool, offset: usize, len: usize) -> Result<bool> {
+    /// Posts a write or a read between two offsets; false if there is no room.
+    fn post(&mut self, write: bool, (here, there): (usize, usize), len: usize) -> Result<bool> {
         let Some((to, remote)) = &self.peer else { return Err("no peer".into()) };
-        let slice = self.region.slice(offset..offset + len)?;
-        let at = remote.at(offset as u64);
+        let slice = self.region.slice(here..here + len)?;
+        let at = remote.at(there as u64);
         let posted =
             if write { self.endpoint.write(to, slice, at, 0) } else { self.endpoint.read(to, slice, at, 0) };
         match posted {
@@ -98,7 +119,7 @@ pub(crate) struct Bare {
 }
 
 impl Bare {
-    /// `cards` endpoints here and there, with `len` bytes each.
+    /// `cards` endpoints here and there, all with the same `len` bytes.
     pub(crate) fn start(provider: &str, cards: usize, len: usize) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let port = listener.local_addr()?.port();
@@ -108,17 +129,23 @@ impl Bare {
             .stdout(Stdio::null())
             .spawn()?;
         let (mut line, _) = listener.accept()?;
-        let info = info(provider)?;
+        let memory = memory(len)?;
         let mut opened = Vec::new();
-        for _ in 0..cards {
-            let mut card = BareCard::open(&info, len)?;
+        for info in infos(provider, cards)? {
+            let mut card = BareCard::open(&info, &memory)?;
             write_block(&mut line, &card.endpoint.name()?)?;
             let address = card.vector.insert(&read_block(&mut line)?)?;
             let remote = <[u8; 24]>::try_from(read_block(&mut line)?).map_err(|_| "not a region")?;
             card.peer = Some((address, RemoteRegion::from_bytes(remote)));
             opened.push(card);
         }
+        touch(opened.first())?;
         Ok(Self { cards: opened, child, _line: line, len })
+    }
+
+    /// How many cards it has.
+    pub(crate) fn cards(&self) -> usize {
+        self.cards.len()
     }
 
     /// A round with the target running, which rests before and after.
@@ -135,19 +162,32 @@ impl Bare {
         Ok(kill_process(Pid::from_child(&self.child), Signal::STOP)?)
     }
 
-    /// Moves `count` blocks of `size` bytes, `window` at a time on each card.
+    /// Moves `count` blocks of `size` bytes in order, `window` at a time on each card.
     pub(crate) fn stream(&mut self, write: bool, size: usize, count: usize, window: usize) -> Result<()> {
         let places = (self.len / size).max(1);
-        let (mut posted, mut ended, cards) = (0, 0, self.cards.len());
+        self.blocks(write, size, count, window, |block| (block % places * size, block % places * size))
+    }
+
+    /// The same between the offsets that `place` says of each block: where it is here and where there. The cards take turns.
+    pub(crate) fn blocks(
+        &mut self,
+        write: bool,
+        size: usize,
+        count: usize,
+        window: usize,
+        place: impl Fn(usize) -> (usize, usize),
+    ) -> Result<()> {
+        let cards = self.cards.len();
+        let mut ended = 0;
+        let mut next: Vec<usize> = (0..cards).collect();
         while ended < count {
             let mut moved = false;
-            for index in 0..cards {
-                let card = &mut self.cards[index];
-                while card.in_flight < window && posted < count {
-                    if !card.post(write, posted % places * size, size)? {
+            for (card, next) in self.cards.iter_mut().zip(&mut next) {
+                while card.in_flight < window && *next < count {
+                    if !card.post(write, place(*next), size)? {
                         break;
                     }
-                    posted += 1;
+                    *next += cards;
                     moved = true;
                 }
                 let completed = card.poll()?;
@@ -164,7 +204,7 @@ impl Bare {
     /// One operation on one pair of cards, to its end.
     pub(crate) fn one(&mut self, card: usize, write: bool, size: usize) -> Result<()> {
         let card = &mut self.cards[card];
-        while !card.post(write, 0, size)? {
+        while !card.post(write, (0, 0), size)? {
             card.poll()?;
             std::thread::yield_now();
         }
@@ -202,11 +242,11 @@ fn serve(order: &str) -> Result<()> {
     let mut words = order.splitn(4, ' ');
     let mut next = || words.next().ok_or("port, cards, length, provider");
     let (port, cards, len): (u16, usize, usize) = (next()?.parse()?, next()?.parse()?, next()?.parse()?);
-    let info = info(next()?)?;
+    let (infos, memory) = (infos(next()?, cards)?, memory(len)?);
     let mut line = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     let mut opened = Vec::new();
-    for _ in 0..cards {
-        let card = BareCard::open(&info, len)?;
+    for info in infos {
+        let card = BareCard::open(&info, &memory)?;
         // Peers that answer must know who asks.
         let peer = card.vector.insert(&read_block(&mut line)?)?;
         write_block(&mut line, &card.endpoint.name()?)?;
@@ -214,6 +254,8 @@ fn serve(order: &str) -> Result<()> {
         opened.push((card, peer));
     }
     line.set_nonblocking(true)?;
+    touch(opened.first().map(|(card, _)| card))?;
+    let mut looks = 0;
     loop {
         for (card, _) in &mut opened {
             card.poll()?;
@@ -224,6 +266,11 @@ fn serve(order: &str) -> Result<()> {
         };
         if !slept {
             std::thread::yield_now();
+        }
+        // Now and then: it costs as much as the rest of a look.
+        looks = (looks + 1) % 256;
+        if looks > 0 && !slept {
+            continue;
         }
         match line.read(&mut [0]) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
