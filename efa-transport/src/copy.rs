@@ -6,26 +6,24 @@ use crate::batch::{BatchState, Part};
 use crate::core::Core;
 use crate::error::Error;
 use crate::region::{Access, RegionInner};
-use crate::request::{Batch, Op};
+use crate::request::{Batch, Op, Range, Stored};
 use crate::scheduler::slicer::{Chunk, Hole, Stretch, slice};
 
 impl Core {
     /// Copies where both sides are this process: no NIC could do it faster.
-    pub(crate) fn copy_within(
-        &self,
-        state: &Arc<BatchState>,
-        index: u32,
-        stored: &crate::request::Stored,
-        batch: &Batch,
-    ) {
+    pub(crate) fn copy_within(&self, state: &BatchState, index: u32, stored: &Stored, batch: &Batch) {
         let regions: Vec<Arc<RegionInner>> =
             self.regions.lock().iter().filter_map(|(_, region)| region.upgrade()).collect();
         let right = match stored.op {
             Op::Read => Access::REMOTE_READ,
             Op::Write => Access::REMOTE_WRITE,
         };
-        let find = |addr: u64| regions.iter().position(|r| r.access.contains(right) && r.contains(addr, 1));
-        let stretch = |range: &crate::request::Range| Stretch { at: range.at, len: range.len };
+        let find = |addr: u64| {
+            regions
+                .iter()
+                .position(|r| r.access.contains(right) && r.range().contains(&Range { at: addr, len: 1 }))
+        };
+        let stretch = |range: &Range| Stretch { at: range.at, len: range.len };
         let mut buffer = vec![0; 128 << 10];
         let mut problem = None;
         let region = &stored.region;

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use crate::core::Core;
 use crate::error::Error;
 use crate::fabric::OpenFabric;
+use crate::request::Range;
 use crate::scheduler::rail::{Set, rank};
 use crate::scheduler::slicer::Chunk;
 
@@ -94,10 +95,9 @@ impl fmt::Debug for RegionInner {
 }
 
 impl RegionInner {
-    pub(crate) fn contains(&self, addr: u64, len: u64) -> bool {
-        addr.checked_sub(self.addr)
-            .and_then(|offset| offset.checked_add(len))
-            .is_some_and(|end| end <= self.len)
+    /// The memory, as addresses.
+    pub(crate) const fn range(&self) -> Range {
+        Range { at: self.addr, len: self.len }
     }
 
     /// The chunk around an address.
@@ -187,7 +187,7 @@ impl RegionInner {
             region_len: self.len,
         };
         let start = region_addr.checked_add(offset).ok_or_else(outside)?;
-        if !self.contains(start, len as u64) {
+        if !self.range().contains(&Range { at: start, len: len as u64 }) {
             return Err(outside());
         }
         let mut done = 0;

@@ -201,7 +201,7 @@ pub(crate) struct Range {
 
 impl Range {
     #[inline]
-    const fn contains(&self, other: &Self) -> bool {
+    pub(crate) const fn contains(&self, other: &Self) -> bool {
         other.len <= self.len && other.at.wrapping_sub(self.at) <= self.len - other.len
     }
 }
@@ -293,7 +293,7 @@ impl Batch {
         }
         let inner = local.inner()?;
         let (locals, remotes) = (self.local.len(), self.remote.len());
-        let region = Range { at: inner.addr, len: inner.len };
+        let region = inner.range();
         if !local_shape.push_to(&mut self.local, region)? {
             let outside = self.local[locals..].iter().find(|range| !region.contains(range));
             let Range { at: addr, len } = outside.copied().unwrap_or(region);
