@@ -180,27 +180,30 @@ impl<T> Queue<T> {
         if self.flows.len() <= flow as usize {
             self.flows.resize_with(flow as usize + 1, Flow::new);
         }
-        let first =
-            if self.slots.get(self.free as usize).is_some() { self.free } else { self.slots.len() as u32 };
+        let has_free = (self.free as usize) < self.slots.len();
+        let first = if has_free { self.free } else { self.slots.len() as u32 };
         let mut last = NONE;
         let (mut count, mut all_bytes) = (0, 0);
         for (bytes, item) in items {
             let index = self.free;
             let mut slot = Slot { item: Some(item), bytes, flow, next: NONE, flying: false };
-            if let Some(free) = self.slots.get_mut(index as usize) {
-                // Free slots are linked: those taken in a row stay so.
-                slot.next = free.next;
-                self.free = free.next;
-                *free = slot;
-                last = index;
-            } else {
-                let index = self.slots.len() as u32;
-                self.slots.push(slot);
-                if let Some(last) = self.slots.get_mut(last as usize) {
-                    last.next = index;
+            last = match self.slots.get_mut(index as usize) {
+                Some(free) => {
+                    // Free slots are linked: those taken in a row stay so.
+                    slot.next = free.next;
+                    self.free = free.next;
+                    *free = slot;
+                    index
                 }
-                last = index;
-            }
+                None => {
+                    let index = self.slots.len() as u32;
+                    self.slots.push(slot);
+                    if let Some(last) = self.slots.get_mut(last as usize) {
+                        last.next = index;
+                    }
+                    index
+                }
+            };
             count += 1;
             all_bytes += bytes;
         }
@@ -305,7 +308,7 @@ impl<T> Queue<T> {
 
     /// The slice has ended, one way or another (or will not be posted at all); its credit is free again. `None` if there
     /// is no such slice.
-    #[inline]
+    #[inline(always)] // in the one loop that reads completions
     pub fn end(&mut self, token: Token) -> Option<T> {
         let slot = self.slots.get_mut(token.0 as usize).filter(|slot| slot.flying)?;
         slot.flying = false;
