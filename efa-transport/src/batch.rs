@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
@@ -35,8 +36,26 @@ const FAILED: u8 = 2;
 pub(crate) struct Party {
     pub(crate) peer: Arc<Peer>,
     pub(crate) table: Arc<PeerTable>,
+    /// Which of the peer's tables that is.
+    version: u64,
     /// Slices that had ended well then.
     heard: u64,
+}
+
+impl Party {
+    /// A peer as it is now, if there is one.
+    fn new(id: PeerId, peers: &Peers) -> Result<Self, Error> {
+        let peer = Arc::clone(peers.get(id)?);
+        let (version, table) = peer.table_and_version();
+        let heard = peer.counters.slices.load(Ordering::Relaxed);
+        Ok(Self { peer, table, version, heard })
+    }
+
+    /// Makes one that was used before good for another batch; false if the peer is another, has changed or is gone.
+    fn renew(&mut self, id: PeerId) -> bool {
+        self.heard = self.peer.counters.slices.load(Ordering::Relaxed);
+        self.peer.id == id && self.peer.version() == self.version
+    }
 }
 
 /// A request on its way. Small: what only few of them have is [`Rare`].
@@ -123,25 +142,31 @@ impl BatchState {
         }
     }
 
-    /// Empties a state that nobody else holds, and fills it with requests: the peer of each, and its immediate.
-    pub(crate) fn fill(
+    /// Empties a state that nobody else holds, and fills it with requests: the peer of each, and its immediate. Often they go
+    /// where the latest batch of this state went: then `peers` are not asked.
+    pub(crate) fn fill<P: Deref<Target = Peers>>(
         &mut self,
         (deadline, limit): (u64, Duration),
         requests: impl Iterator<Item = (PeerId, Option<u32>)>,
-        peers: &Peers,
+        peers: impl Fn() -> P,
     ) -> Result<(), Error> {
-        self.clear();
+        self.requests.clear();
+        self.rare.get_mut().clear();
         let mut latest = None;
+        let mut parties = 0;
         for (id, immediate) in requests {
             if latest != Some(id) {
-                let peer = Arc::clone(peers.get(id)?);
-                let table = peer.table();
-                let heard = peer.counters.slices.load(Ordering::Relaxed);
-                self.parties.push(Party { peer, table, heard });
+                if !self.parties.get_mut(parties).is_some_and(|party| party.renew(id)) {
+                    let party = Party::new(id, &peers())?;
+                    self.parties.truncate(parties);
+                    self.parties.push(party);
+                }
+                parties += 1;
                 latest = Some(id);
             }
-            self.requests.push(RequestState::new((self.parties.len() - 1) as u32, immediate));
+            self.requests.push(RequestState::new((parties - 1) as u32, immediate));
         }
+        self.parties.truncate(parties);
         (self.deadline, self.limit) = (deadline, limit);
         *self.running.get_mut() = self.requests.len();
         *self.failed.get_mut() = 0;
@@ -276,8 +301,14 @@ impl BatchState {
         }
     }
 
+    #[inline]
     pub(crate) fn has_ended(&self) -> bool {
         self.running.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether there is one slice at most.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alive.load(Ordering::Relaxed) <= 1
     }
 
     pub(crate) fn is_quiet(&self) -> bool {
@@ -372,12 +403,12 @@ impl BatchState {
 pub struct BatchHandle {
     state: Arc<BatchState>,
     core: Arc<Core>,
-    watch: u32,
+    slot: u32,
 }
 
 impl BatchHandle {
-    pub(crate) fn new(state: Arc<BatchState>, core: Arc<Core>, watch: u32) -> Self {
-        Self { state, core, watch }
+    pub(crate) fn new(state: Arc<BatchState>, core: Arc<Core>, slot: u32) -> Self {
+        Self { state, core, slot }
     }
 
     /// Number of requests.
@@ -478,12 +509,12 @@ impl Future for &BatchHandle {
 
 impl Drop for BatchHandle {
     fn drop(&mut self) {
-        self.core.unwatch(self.watch, &self.state);
+        self.core.let_run(self.slot, &self.state);
     }
 }
 
 impl BatchState {
-    /// Requests that ended well, and that failed. Each state is asked once.
+    /// Requests that ended well, and that failed. Each batch is asked once.
     pub(crate) fn tally(&self) -> (u64, u64) {
         let failed = self.failed.load(Ordering::Acquire) as u64;
         (self.requests.len() as u64 - failed, failed)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fabric_safe::Access;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
-use crate::batch::BatchState;
+use crate::batches::Batches;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::descriptor::{ChunkEntry, Descriptor, NicEntry, OnFabric};
@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::events::{Arrivals, Event, Events};
 use crate::fabric::OpenFabric;
 use crate::gauges::TransportGauges;
+use crate::lane::Left;
 use crate::lanes::Lanes;
 use crate::lot::Stray;
 use crate::peer::{Added, PeerId, PeerState, Peers};
@@ -25,7 +26,6 @@ use crate::route::Staging;
 use crate::scheduler::fabric::DIRECT;
 use crate::scheduler::rail::partners;
 use crate::second::Second;
-use crate::submit::Watched;
 use crate::trace::Trace;
 
 pub(crate) struct Core {
@@ -45,14 +45,12 @@ pub(crate) struct Core {
     descriptor: Mutex<Option<(u64, Vec<u8>)>>,
     pub(crate) events: Events,
     pub(crate) arrivals: Arrivals,
-    /// Batches whose deadlines are watched.
-    pub(crate) watched: Mutex<Watched>,
-    pub(crate) spare: Mutex<Vec<Arc<BatchState>>>,
+    pub(crate) batches: Mutex<Batches>,
     pub(crate) staging: Mutex<Vec<Staging>>,
     /// Peers' cards have refused ours as strangers.
     pub(crate) every_rail: AtomicBool,
-    /// Emptied lists of slices to be started.
-    pub(crate) outcomes: Mutex<Vec<Vec<Stray>>>,
+    /// Emptied ones.
+    pub(crate) left: Mutex<Vec<Box<Left>>>,
     pub(crate) retries: Mutex<Vec<(u64, Stray)>>,
     pub(crate) retry_count: AtomicUsize,
     pub(crate) drivers: AtomicUsize,
@@ -60,8 +58,6 @@ pub(crate) struct Core {
     shut: AtomicBool,
     pub(crate) turn: AtomicUsize,
     pub(crate) gauges: TransportGauges,
-    pub(crate) requests_done: AtomicU64,
-    pub(crate) requests_failed: AtomicU64,
     pub(crate) retried: AtomicU64,
     pub(crate) trace: Option<Trace>,
 }
@@ -92,11 +88,10 @@ impl Core {
             descriptor: Mutex::new(None),
             events: Events::new(),
             arrivals: Arrivals::new(),
-            watched: Mutex::default(),
-            spare: Mutex::default(),
+            batches: Mutex::default(),
             staging: Mutex::default(),
             every_rail: AtomicBool::new(false),
-            outcomes: Mutex::default(),
+            left: Mutex::default(),
             retries: Mutex::default(),
             retry_count: AtomicUsize::new(0),
             drivers: AtomicUsize::new(0),
@@ -104,8 +99,6 @@ impl Core {
             shut: AtomicBool::new(false),
             turn: AtomicUsize::new(0),
             gauges: TransportGauges::new(),
-            requests_done: AtomicU64::new(0),
-            requests_failed: AtomicU64::new(0),
             retried: AtomicU64::new(0),
             trace,
         })
@@ -285,6 +278,7 @@ impl Core {
         }
         removed.is_some()
     }
+
     pub(crate) fn is_shut(&self) -> bool {
         self.shut.load(Ordering::Acquire)
     }
@@ -298,7 +292,7 @@ impl Core {
                 std::thread::sleep(Duration::from_micros(50));
             }
         }
-        let running: Vec<_> = self.watched.lock().slots.iter().flatten().cloned().collect();
+        let running = self.batches.lock().running();
         for state in running {
             state.fail_all(&Error::ShutDown);
         }

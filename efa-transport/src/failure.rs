@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::batches::Expired;
 use crate::clock::nanos;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::Event;
-use crate::lane::{Lane, Outcome};
+use crate::lane::{Lane, Left};
 use crate::lot::{Cargo, Lot, Stray, Taken};
 use crate::peer::Peer;
 use crate::scheduler::health::Change;
 use crate::scheduler::retry::{Decision, Failure, decide};
-use crate::submit::Watched;
 use crate::warmup::Probe;
 
 /// Failures in a row before a NIC is set aside.
@@ -20,22 +20,21 @@ const NIC_TOLERANCE: u32 = 4;
 
 impl Core {
     /// Deals with what left a lane.
-    pub(crate) fn settle(&self, lane: &Lane, mut outcome: Outcome) {
+    #[cold]
+    pub(crate) fn settle(&self, lane: &Lane, mut left: Box<Left>) {
         let now = self.clock.now();
-        for gate in outcome.started.drain(..) {
+        for gate in left.started.drain(..) {
             self.route(gate, now);
         }
-        for (stray, failure, why) in outcome.failed.drain(..) {
+        for (stray, failure, why) in left.failed.drain(..) {
             self.failed(stray, failure, &why, now);
         }
-        if let Some(why) = outcome.broken.take() {
+        if let Some(why) = left.broken.take() {
             self.broken(lane, &why);
         }
-        if outcome.started.capacity() > 0 {
-            let mut spare = self.outcomes.lock();
-            if spare.len() < 64 {
-                spare.push(outcome.started);
-            }
+        let mut spare = self.left.lock();
+        if spare.len() < 64 {
+            spare.push(left);
         }
     }
 
@@ -245,32 +244,7 @@ impl Core {
     /// Returns the next deadline.
     pub(crate) fn expire(&self) -> Option<u64> {
         let now = self.clock.now();
-        let mut next: Option<u64> = None;
-        let mut any = false;
-        let mut ended = Vec::new();
-        let mut silent = Vec::new();
-        {
-            let mut watched = self.watched.lock();
-            let Watched { slots, free } = &mut *watched;
-            for (index, slot) in slots.iter_mut().enumerate() {
-                let Some(state) = slot else { continue };
-                if state.expire(now) {
-                    any = true;
-                    silent.extend(state.silent_peers());
-                }
-                if let Some(deadline) = state.first_deadline() {
-                    next = Some(next.map_or(deadline, |n| n.min(deadline)));
-                } else if Arc::strong_count(state) == 1 {
-                    // Its handle is gone and nothing of it is left.
-                    ended.extend(slot.take());
-                    free.push(index as u32);
-                }
-            }
-        }
-        for state in ended {
-            self.count(&state);
-            self.keep(&state);
-        }
+        let Expired { next, any, silent } = self.batches.lock().expire(now);
         for peer in silent {
             self.note_peer_failure(&peer, now);
         }

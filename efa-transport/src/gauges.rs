@@ -26,8 +26,9 @@ impl TransportGauges {
 impl Core {
     /// Writes all of them.
     pub(crate) fn publish(&self) {
-        self.gauges.done.absolute(self.requests_done.load(Ordering::Relaxed));
-        self.gauges.failed.absolute(self.requests_failed.load(Ordering::Relaxed));
+        let (done, failed) = self.batches.lock().ended();
+        self.gauges.done.absolute(done);
+        self.gauges.failed.absolute(failed);
         let now = self.clock.now();
         self.lanes.iter().for_each(|lane| lane.gauges.publish(lane, now));
     }

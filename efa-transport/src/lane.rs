@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use fabric_safe::{CompletionBatch, Endpoint, OperationError, OperationKind};
 use parking_lot::Mutex;
 
-use crate::addresses::PeerAddresses;
+use crate::addresses::Addresses;
 use crate::classify::{classify, is_flushed};
 use crate::config::Config;
+use crate::core::Core;
 use crate::events::Arrivals;
 use crate::gauges::NicGauges;
 use crate::lot::{Cargo, Lot, Lots, Stray, Taken};
@@ -29,9 +30,15 @@ use crate::warmup::Probe;
 pub(crate) const RECEIVE: u64 = 1 << 63;
 /// Completions read at a time.
 const COMPLETIONS: usize = 64;
-/// What has left the lane while it was driven, for whoever drove it to deal with when the lane's lock is open again.
+
+/// What has left the lane while it was driven, for whoever drove it to deal with when the lane's lock is open again. Nothing, most
+/// of the time.
 #[derive(Default)]
-pub(crate) struct Outcome {
+pub(crate) struct Outcome(Option<Box<Left>>);
+
+/// See [`Outcome`].
+#[derive(Default)]
+pub(crate) struct Left {
     /// Slices whose attempt has ended in an error.
     pub(crate) failed: Vec<(Stray, Failure, String)>,
     /// Slices that may start now: the one with the immediate, when all others are there.
@@ -41,8 +48,16 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.failed.is_empty() && self.started.is_empty() && self.broken.is_none()
+    /// To add to.
+    #[cold]
+    pub(crate) fn left(&mut self, core: &Core) -> &mut Left {
+        self.0.get_or_insert_with(|| core.spare_left())
+    }
+
+    /// All of it, if there is any.
+    #[inline]
+    pub(crate) const fn take(&mut self) -> Option<Box<Left>> {
+        self.0.take()
     }
 }
 
@@ -75,15 +90,22 @@ pub(crate) struct Lane {
 
 #[derive(Debug, Default)]
 pub(crate) struct LaneCounters {
+    /// These four are changed with the lane's lock only: see [`bump`].
     pub(crate) bytes_written: AtomicU64,
     pub(crate) bytes_read: AtomicU64,
     pub(crate) slices: AtomicU64,
+    pub(crate) polls: AtomicU64,
     pub(crate) again: AtomicU64,
     pub(crate) errors: AtomicU64,
     pub(crate) arrivals: AtomicU64,
     pub(crate) taken_over: AtomicU64,
     pub(crate) reopened: AtomicU64,
-    pub(crate) polls: AtomicU64,
+}
+
+/// Adds to one of those counters that nobody changes without the lane's lock: cheaper than an addition that is atomic.
+#[inline]
+pub(crate) fn bump(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
 }
 
 pub(crate) struct LaneState {
@@ -93,11 +115,7 @@ pub(crate) struct LaneState {
     completions: CompletionBatch,
     /// Slices that are being taken over; empty otherwise.
     pub(crate) taken: Vec<Slice>,
-    /// By the peer's slot.
-    pub(crate) peers: Vec<PeerAddresses>,
-    /// Address vector entries that we hold.
-    pub(crate) entries: usize,
-    pub(crate) max_entries: usize,
+    pub(crate) addresses: Addresses,
     /// Rotates over remote NICs.
     pub(crate) turn: usize,
 }
@@ -134,9 +152,7 @@ impl Lane {
                 lots: Lots::default(),
                 completions: CompletionBatch::new(COMPLETIONS),
                 taken: Vec::new(),
-                peers: Vec::new(),
-                entries: 0,
-                max_entries: config.max_peers.max(1),
+                addresses: Addresses::new(config.max_peers.max(1)),
                 turn: seat.seat,
             }),
             gauges: NicGauges::new(&nic.name),
@@ -168,6 +184,12 @@ impl Lane {
         self.load.fetch_sub(Self::weight(len), Ordering::Relaxed);
     }
 
+    /// Whether it is not set aside.
+    #[inline]
+    pub(crate) fn is_usable(&self, now: u64) -> bool {
+        self.aside_until.load(Ordering::Relaxed) <= now
+    }
+
     /// Whether slices are queued or in flight.
     pub(crate) fn is_busy(&self) -> bool {
         self.load.load(Ordering::Relaxed) > 0
@@ -186,7 +208,7 @@ impl Lane {
         let completions = match self.nic.queue.poll(completions) {
             Ok(completions) => completions,
             Err(error) => {
-                outcome.broken = Some(error.to_string());
+                outcome.left(context.core).broken = Some(error.to_string());
                 return 0;
             }
         };
@@ -244,7 +266,7 @@ impl Lane {
                 if is_flushed(provider, error) {
                     self.flushed.store(true, Ordering::Relaxed);
                 }
-                outcome.failed.push((stray, failure, error.to_string()));
+                outcome.left(context.core).failed.push((stray, failure, error.to_string()));
             }
             Some(Taken::Probe(probe)) => {
                 context.core.probe_failed(self, &probe, failure);
@@ -284,11 +306,11 @@ pub(crate) struct Context<'a> {
     now: Cell<Option<u64>>,
     pub(crate) doorbell_batching: bool,
     pub(crate) arrivals: &'a Arrivals,
-    pub(crate) core: &'a crate::core::Core,
+    pub(crate) core: &'a Core,
 }
 
 impl<'a> Context<'a> {
-    pub(crate) fn new(core: &'a crate::core::Core, now: Option<u64>) -> Self {
+    pub(crate) fn new(core: &'a Core, now: Option<u64>) -> Self {
         Self {
             now: Cell::new(now),
             doorbell_batching: core.config.doorbell_batching,

@@ -74,6 +74,7 @@ mod warmup;
 
 // The way of a slice.
 mod batch;
+mod batches;
 mod copy;
 mod core;
 mod lot;

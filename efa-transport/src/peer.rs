@@ -200,6 +200,8 @@ pub(crate) struct Peer {
     pub(crate) id: PeerId,
     pub(crate) name: String,
     table: Mutex<Arc<PeerTable>>,
+    /// Another one for each table, and when it has been removed.
+    version: AtomicU64,
     health: PeerHealth,
     /// Slices to it that exist: queued, or possibly still touching memory here or there.
     pub(crate) alive: AtomicUsize,
@@ -226,6 +228,18 @@ impl fmt::Debug for Peer {
 impl Peer {
     pub(crate) fn table(&self) -> Arc<PeerTable> {
         Arc::clone(&self.table.lock())
+    }
+
+    /// The table and its version.
+    pub(crate) fn table_and_version(&self) -> (u64, Arc<PeerTable>) {
+        let table = self.table.lock();
+        (self.version.load(Ordering::Relaxed), Arc::clone(&table))
+    }
+
+    /// Which table it has, if it is still known: whoever has that one need not ask for it again.
+    #[inline]
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_stale(&self) -> bool {
@@ -280,6 +294,7 @@ impl Peers {
                 let newer = PeerTable::new(descriptor, way, Some(&table));
                 newer.log(&peer.name, Some(&table));
                 *table = Arc::new(newer);
+                peer.version.fetch_add(1, Ordering::Release);
                 if same_life { Added::Updated } else { Added::Restarted }
             };
             peer.stale.store(!table.open, Ordering::Release);
@@ -300,6 +315,7 @@ impl Peers {
             id: PeerId { slot, serial: self.serial },
             name: name.clone(),
             table: Mutex::new(Arc::new(table)),
+            version: AtomicU64::new(0),
             health: PeerHealth::default(),
             alive: AtomicUsize::new(0),
             stale: AtomicBool::new(!open),
@@ -314,6 +330,7 @@ impl Peers {
         self.get(id).ok()?;
         let peer = self.slots[id.slot as usize].take()?;
         self.by_name.remove(&peer.name);
+        peer.version.fetch_add(1, Ordering::Release);
         Some(peer)
     }
 

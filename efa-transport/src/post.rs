@@ -3,24 +3,21 @@
 //! What the slices of a lot have in common on their way out (the remote NIC and its address, the keys of both ends) is found
 //! once for all of them that are posted in a row: their [`Path`].
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fabric_safe::{Address, OperationId, PostError, PostFlags, Remote, Transmit, WriteOptions};
 
-use crate::addresses::{PeerAddresses, evict};
+use crate::addresses::Addresses;
 use crate::clock::nanos;
-use crate::descriptor::NicEntry;
-use crate::lane::{Context, Lane, LaneState, Outcome};
-use crate::lot::{Cargo, Lot, Taken};
+use crate::lane::{Context, Lane, LaneState, Outcome, bump};
+use crate::lot::{Cargo, Lot, Lots, Taken};
 use crate::nic::{PROBE_BYTES, PROBE_LANDING};
-use crate::peer::Peer;
 use crate::request::Op;
-use crate::scheduler::queue::Token;
-use crate::scheduler::rail::{has_one_partner, partner};
+use crate::scheduler::queue::{Queue, Token};
+use crate::scheduler::rail::{Set, has_one_partner, partner};
 use crate::scheduler::retry::Failure;
-use crate::slice::NONE;
+use crate::slice::{NONE, Slice};
 use crate::warmup::Probe;
 
 /// How long a peer may take nothing at all before that counts as a failed attempt. Connections over TCP are set up within a
@@ -36,7 +33,7 @@ struct Path {
     lot: u32,
     /// Good for the lot's next slice, too: there is one remote NIC, and it is well.
     steady: bool,
-    /// The peer's place in [`LaneState::peers`].
+    /// The peer's.
     slot: usize,
     remote_nic: u8,
     /// The local memory's handle, and where that memory begins.
@@ -58,22 +55,31 @@ impl Path {
     };
 }
 
+/// What posting works on: a lane's state without the endpoint, whose lock is held meanwhile.
+struct Desk<'a> {
+    queue: &'a mut Queue<Slice>,
+    lots: &'a mut Lots,
+    addresses: &'a mut Addresses,
+    turn: &'a mut usize,
+}
+
 impl Lane {
     /// Posts slices in order while there are credits.
     pub(crate) fn post(&self, state: &mut LaneState, context: &Context<'_>, outcome: &mut Outcome) -> usize {
         if state.queue.queued() == 0 {
             return 0;
         }
-        let endpoint = Arc::clone(&state.endpoint);
+        let LaneState { endpoint, queue, lots, addresses, turn, .. } = state;
+        let desk = &mut Desk { queue, lots, addresses, turn };
         let Ok(mut transmit) = endpoint.transmit() else { return 0 };
         let now = context.now();
         let mut posted = 0;
         let mut full = 0;
-        let mut next = state.queue.next(now);
+        let mut next = desk.queue.next(now);
         while let Some(token) = next {
             let before = posted;
-            let refused = match self.find_path(state, token, context) {
-                Ok(path) => self.post_run(state, &mut transmit, token, &path, (context, now), &mut posted),
+            let refused = match self.find_path(desk, token, context) {
+                Ok(path) => self.post_run(desk, &mut transmit, token, &path, (context, now), &mut posted),
                 Err(refused) => Some((token, refused)),
             };
             if posted > before {
@@ -88,36 +94,36 @@ impl Lane {
                 }
                 Refused::Again => {
                     self.counters.again.fetch_add(1, Ordering::Relaxed);
-                    if self.is_stalled(state, token, now) {
-                        self.give_up(state, token, context, outcome);
+                    if self.is_stalled(desk, token, now) {
+                        self.give_up(desk, token, context, outcome);
                     } else {
-                        state.queue.again(token, now);
+                        desk.queue.again(token, now);
                         full += 1;
                         // Two peers in a row that cannot take more: it is the card's queue that is full.
-                        if full >= 2 && state.queue.in_flight() > 0 {
+                        if full >= 2 && desk.queue.in_flight() > 0 {
                             break;
                         }
                     }
                 }
                 Refused::Closed => {
-                    state.queue.again(token, now);
+                    desk.queue.again(token, now);
                     break;
                 }
                 // A slice that nobody waits for.
-                Refused::Never => drop(self.take(state, token)),
-                Refused::Fail(failure, why) => match self.take(state, token) {
+                Refused::Never => drop(self.take(desk, token)),
+                Refused::Fail(failure, why) => match self.take(desk, token) {
                     Some(Taken::Stray(mut stray)) => {
                         self.counters.errors.fetch_add(1, Ordering::Relaxed);
                         stray.attempted(self.index);
-                        outcome.failed.push((stray, failure, why));
+                        outcome.left(context.core).failed.push((stray, failure, why));
                     }
                     Some(Taken::Probe(probe)) => probe.ended(Some(why)),
                     None => {}
                 },
             }
-            next = if posted < POSTS { state.queue.next(now) } else { None };
+            next = if posted < POSTS { desk.queue.next(now) } else { None };
         }
-        self.counters.slices.fetch_add(posted as u64, Ordering::Relaxed);
+        bump(&self.counters.slices, posted as u64);
         posted
     }
 
@@ -125,17 +131,15 @@ impl Lane {
     /// a slice that was not posted.
     fn post_run(
         &self,
-        state: &mut LaneState,
+        desk: &mut Desk<'_>,
         transmit: &mut Transmit<'_>,
         mut token: Token,
         path: &Path,
         (context, now): (&Context<'_>, u64),
         posted: &mut usize,
     ) -> Option<(Token, Refused)> {
-        let LaneState { queue, lots, peers, .. } = state;
-        let Some(address) =
-            peers.get(path.slot).and_then(|peer| peer.addresses.get(path.remote_nic as usize)?.as_ref())
-        else {
+        let (queue, lots) = (&mut *desk.queue, &mut *desk.lots);
+        let Some(address) = desk.addresses.get(path.slot, path.remote_nic.into()) else {
             return Some((token, Refused::Again));
         };
         let lot = match lots.get_mut(path.lot) {
@@ -216,31 +220,40 @@ impl Lane {
     }
 
     /// The path of the slice behind `token`, with the remote NIC's address in the vector.
-    fn find_path(&self, state: &mut LaneState, token: Token, context: &Context<'_>) -> Result<Path, Refused> {
-        state.turn = state.turn.wrapping_add(1);
+    fn find_path(&self, desk: &mut Desk<'_>, token: Token, context: &Context<'_>) -> Result<Path, Refused> {
+        *desk.turn = desk.turn.wrapping_add(1);
         let now = context.now();
-        let slice = state.queue.get(token).ok_or(Refused::Never)?;
+        let slice = desk.queue.get(token).ok_or(Refused::Never)?;
         let lot = slice.lot;
         let mut path = Path { lot, ..Path::NONE };
-        let (peer, nics) = match state.lots.get_mut(lot).ok_or(Refused::Never)? {
+        let (peer, nics) = match desk.lots.get_mut(lot).ok_or(Refused::Never)? {
             Cargo::Probe(probe) => {
                 if probe.is_over() {
                     return Err(Refused::Never);
                 }
                 probe.since = now;
                 path.remote_nic = probe.remote_nic as u8;
-                (Arc::clone(&probe.peer), Arc::clone(&probe.nics))
+                (&probe.peer, &probe.nics)
             }
             Cargo::Lot(lot) => {
                 if lot.batch.request_has_ended(slice.request()) {
                     return Err(Refused::Never);
                 }
-                self.find_rail(lot, &mut path, state.turn, context)?;
-                (Arc::clone(lot.peer()), Arc::clone(&lot.table().nics))
+                self.find_rail(lot, &mut path, *desk.turn, context)?;
+                (lot.peer(), &lot.table().nics)
             }
         };
         path.slot = peer.id.slot as usize;
-        self.find_address(state, &peer, &nics, path.remote_nic as usize, now)?;
+        let remote_nic = path.remote_nic as usize;
+        if !desk.addresses.touch(path.slot, nics, remote_nic, now) {
+            let entry = nics.get(remote_nic).ok_or(Refused::Never)?;
+            desk.addresses.insert(path.slot, (nics, remote_nic), (&self.nic, desk.queue), now).map_err(
+                |error| {
+                    let why = format!("the address of NIC {} cannot be used: {error}", entry.name);
+                    Refused::Fail(Failure::Rail, why)
+                },
+            )?;
+        }
         Ok(path)
     }
 
@@ -253,11 +266,8 @@ impl Lane {
         context: &Context<'_>,
     ) -> Result<(), Refused> {
         let (all, count) = (lot.remotes(), lot.table().nics.len());
-        let well = all & !lot.peer().health().avoid(context.now());
-        let remotes = if well != 0 { well } else { all };
-        // Not the one that has just failed, if there is another.
-        let failed = if lot.attempts > 0 && lot.remote_nic != NONE { 1 << lot.remote_nic } else { 0 };
-        let eligible = if remotes & !failed != 0 { remotes & !failed } else { remotes };
+        let all_well = lot.attempts == 0 && !lot.peer().health().is_suspect();
+        let eligible = if all_well { all } else { well(lot, all, context.now()) };
         let Some(remote_nic) = partner(self.seat.seat, self.seat.of, count, eligible, turn) else {
             return Err(Refused::Fail(Failure::Operation, "the peer has the memory on no NIC".into()));
         };
@@ -273,56 +283,19 @@ impl Lane {
         Ok(())
     }
 
-    /// Sees to it that the address of a peer's NIC is in the vector.
-    fn find_address(
-        &self,
-        state: &mut LaneState,
-        peer: &Peer,
-        nics: &Arc<[NicEntry]>,
-        remote_nic: usize,
-        now: u64,
-    ) -> Result<(), Refused> {
-        let LaneState { peers, entries, .. } = state;
-        let slot = peer.id.slot as usize;
-        if peers.len() <= slot {
-            peers.resize_with(slot + 1, PeerAddresses::default);
-        }
-        let known = &mut peers[slot];
-        if !known.nics.as_ref().is_some_and(|known| Arc::ptr_eq(known, nics)) {
-            *entries -= known.addresses.iter().flatten().count();
-            known.addresses.clear();
-            known.addresses.resize(nics.len(), None);
-            known.nics = Some(Arc::clone(nics));
-        }
-        known.last_used = now;
-        let Some(entry) = known.addresses.get_mut(remote_nic) else { return Err(Refused::Never) };
-        if entry.is_none() {
-            let address = self.nic.insert(&nics[remote_nic].address).map_err(|error| {
-                let why = format!("the address of NIC {} cannot be used: {error}", nics[remote_nic].name);
-                Refused::Fail(Failure::Rail, why)
-            })?;
-            *entry = Some(address);
-            *entries += 1;
-            if *entries > state.max_entries {
-                evict(state, slot);
-            }
-        }
-        Ok(())
-    }
-
     /// Takes the slice behind a token that has not been posted out of the lane.
     #[cold]
-    fn take(&self, state: &mut LaneState, token: Token) -> Option<Taken> {
-        let slice = state.queue.end(token)?;
+    fn take(&self, desk: &mut Desk<'_>, token: Token) -> Option<Taken> {
+        let slice = desk.queue.end(token)?;
         self.let_go(slice.len());
-        state.lots.take(&slice)
+        desk.lots.take(&slice)
     }
 
     /// Whether the provider has had no room for an operation for a long time although nothing else is in flight to that peer. With
     /// providers over TCP that is the only sign of a peer that is gone, with `efa` of a handshake that has been lost.
     #[cold]
-    fn is_stalled(&self, state: &mut LaneState, token: Token, now: u64) -> bool {
-        let LaneState { queue, lots, .. } = state;
+    fn is_stalled(&self, desk: &mut Desk<'_>, token: Token, now: u64) -> bool {
+        let (queue, lots) = (&*desk.queue, &mut *desk.lots);
         let cargo = queue.get(token).and_then(|slice| lots.get_mut(slice.lot));
         let (flow, since) = match cargo {
             Some(Cargo::Lot(lot)) => (lot.peer().id.slot, &mut lot.blocked_since),
@@ -340,23 +313,19 @@ impl Lane {
     /// Ends the attempt behind `token`, which the provider does not take, and lets go of the address: when it is inserted again,
     /// the provider begins anew with that peer.
     #[cold]
-    fn give_up(&self, state: &mut LaneState, token: Token, context: &Context<'_>, outcome: &mut Outcome) {
-        let Some(taken) = self.take(state, token) else { return };
+    fn give_up(&self, desk: &mut Desk<'_>, token: Token, context: &Context<'_>, outcome: &mut Outcome) {
+        let Some(taken) = self.take(desk, token) else { return };
         self.counters.errors.fetch_add(1, Ordering::Relaxed);
         let (peer, remote_nic) = match &taken {
             Taken::Stray(stray) => (stray.lot.peer(), stray.lot.remote_nic as usize),
             Taken::Probe(probe) => (&probe.peer, probe.remote_nic),
         };
-        if let Some(known) = state.peers.get_mut(peer.id.slot as usize)
-            && known.addresses.get_mut(remote_nic).and_then(Option::take).is_some()
-        {
-            state.entries -= 1;
-        }
+        desk.addresses.remove(peer.id.slot as usize, remote_nic);
         let why = format!("it has taken nothing for {STALL:?}");
         match taken {
             Taken::Stray(mut stray) => {
                 stray.attempted(self.index);
-                outcome.failed.push((stray, Failure::Peer, why));
+                outcome.left(context.core).failed.push((stray, Failure::Peer, why));
             }
             Taken::Probe(probe) => {
                 context.core.probe_failed(self, &probe, Failure::Peer);
@@ -364,6 +333,15 @@ impl Lane {
             }
         }
     }
+}
+
+/// The remote NICs of `all` that answer, and not the one that has just failed; those that there are if there are no others.
+#[cold]
+fn well(lot: &Lot, all: Set, now: u64) -> Set {
+    let well = all & !lot.peer().health().avoid(now);
+    let remotes = if well != 0 { well } else { all };
+    let failed = if lot.attempts > 0 && lot.remote_nic != NONE { 1 << lot.remote_nic } else { 0 };
+    if remotes & !failed != 0 { remotes & !failed } else { remotes }
 }
 
 /// Posts an operation with an immediate or flags.

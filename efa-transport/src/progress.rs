@@ -17,8 +17,10 @@ use crate::error::Error;
 use crate::idle::{Idler, LONGEST, Next, SHORTEST, Slept};
 use crate::lane::Lane;
 
-/// Readings without a result before a thread stops spinning.
-const SPINS: u32 = 64;
+/// Readings without a result before a thread yields the processor: of many operations the next one ends soon.
+pub(crate) const SPINS: u32 = 8;
+/// The same for a thread that waits for a single one. The peer may have to do something first, on this very processor.
+pub(crate) const SPINS_ALONE: u32 = 2;
 /// … before it stops yielding the processor and sleeps.
 const YIELDS: u32 = 256;
 /// The longest sleep on wait objects. Handshakes wake it; this is for deadlines and for providers that forget to.
@@ -123,24 +125,33 @@ impl Core {
         Idler::new(self.parking.queues.is_some(), Instant::now())
     }
 
-    /// What a thread that drives does after `quiet` readings without a result: spin, yield, then sleep a little, but not past
-    /// `until`.
-    pub(crate) fn relax(&self, idler: &mut Idler, quiet: u32, until: Instant) {
-        if quiet < SPINS {
-            std::hint::spin_loop();
-        } else if quiet < YIELDS {
+    /// What a thread that drives does after `quiet` readings without a result: look again `spins` times (a reading is a pause in
+    /// itself), yield, then sleep a little, but not past `until`.
+    #[inline]
+    pub(crate) fn relax(
+        &self,
+        idler: &mut Option<Idler>,
+        (quiet, spins): (u32, u32),
+        until: impl FnOnce() -> Instant,
+    ) {
+        if quiet >= YIELDS {
+            self.nap(idler.get_or_insert_with(|| self.idler()), until());
+        } else if quiet >= spins {
             std::thread::yield_now();
-        } else {
-            let now = Instant::now();
-            let left = until.saturating_duration_since(now);
-            // Other threads' completions wake this one as well, and the other way round.
-            match idler.next(true, now) {
-                Next::Look => std::thread::yield_now(),
-                Next::Block => idler.blocked(self.block(false, left.min(LONGEST_BUSY))),
-                Next::Pause(pause) => {
-                    std::thread::sleep(pause.min(LONGEST_WAITING).min(left));
-                    idler.paused();
-                }
+        }
+    }
+
+    #[cold]
+    fn nap(&self, idler: &mut Idler, until: Instant) {
+        let now = Instant::now();
+        let left = until.saturating_duration_since(now);
+        // Other threads' completions wake this one as well, and the other way round.
+        match idler.next(true, now) {
+            Next::Look => std::thread::yield_now(),
+            Next::Block => idler.blocked(self.block(false, left.min(LONGEST_BUSY))),
+            Next::Pause(pause) => {
+                std::thread::sleep(pause.min(LONGEST_WAITING).min(left));
+                idler.paused();
             }
         }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use crate::batch::{BatchState, Party};
 use crate::core::Core;
 use crate::error::Error;
-use crate::lane::{Context, Lane, LaneState, Outcome};
+use crate::lane::{Context, Lane, LaneState, Left, Outcome, bump};
 use crate::lot::{Cargo, Lot, Stray, Taken};
 use crate::region::RegionInner;
 use crate::request::Op;
@@ -92,13 +92,15 @@ impl fmt::Debug for Staging {
 
 impl Core {
     /// The NICs that are not set aside; all if all are.
+    #[inline]
     pub(crate) fn usable(&self, now: u64) -> Set {
-        let mut set: Set = 0;
-        for lane in &self.lanes {
-            if lane.aside_until.load(Ordering::Relaxed) <= now {
-                set |= 1 << lane.index;
-            }
-        }
+        if self.lanes.iter().all(|lane| lane.is_usable(now)) { Set::MAX } else { self.usable_of_some(now) }
+    }
+
+    #[cold]
+    fn usable_of_some(&self, now: u64) -> Set {
+        let usable = self.lanes.iter().filter(|lane| lane.is_usable(now));
+        let set = usable.fold(0, |set: Set, lane| set | 1 << lane.index);
         if set == 0 { Set::MAX } else { set }
     }
 
@@ -168,10 +170,7 @@ impl Core {
         if staged.pieces.is_empty() {
             return;
         }
-        lane.expect(std::mem::take(&mut staged.weight));
-        let mut outcome = Outcome::default();
-        {
-            let mut state = lane.state.lock();
+        self.give(lane, std::mem::take(&mut staged.weight), now, |state| {
             let mut lots = staged.lots.drain(..).peekable();
             while let Some((from, lot)) = lots.next() {
                 let to = lots.peek().map_or(staged.pieces.len(), |next| next.0);
@@ -180,10 +179,21 @@ impl Core {
             drop(lots);
             staged.pieces.clear();
             staged.serial = 0;
+        });
+    }
+
+    /// Lets a lane admit slices of this weight, and posts what can be posted.
+    #[inline]
+    pub(crate) fn give(&self, lane: &Lane, weight: u64, now: u64, admit: impl FnOnce(&mut LaneState)) {
+        lane.expect(weight);
+        let mut outcome = Outcome::default();
+        {
+            let mut state = lane.state.lock();
+            admit(&mut state);
             lane.post(&mut state, &Context::new(self, Some(now)), &mut outcome);
         }
-        if !outcome.is_empty() {
-            self.settle(lane, outcome);
+        if let Some(left) = outcome.take() {
+            self.settle(lane, left);
         }
     }
 
@@ -203,10 +213,10 @@ impl Core {
         let turn = self.lanes.fabric(stray.lot.table().fabric).range.start + self.next_turn();
         match self.choose(eligible, near, stray.piece.len(), (chooser, turn), |_| 0) {
             Some(lane) => {
-                let mut staging = self.take_staging();
-                staging.lanes[lane].add_stray(stray);
-                self.hand_to(&self.lanes[lane], &mut staging.lanes[lane], now);
-                self.staging.lock().push(staging);
+                let Stray { lot, piece } = stray;
+                self.give(&self.lanes[lane], Lane::weight(piece.len()), now, |lane| {
+                    lane.admit(lot, &[piece])
+                });
             }
             None => {
                 stray.fail(|party| Error::NoRail {
@@ -238,21 +248,21 @@ impl Core {
         let context = Context::new(self, None);
         let mut happened = 0;
         let mut idle: Set = 0;
+        let mut outcome = Outcome::default();
         for lane in &self.lanes {
             if !which(lane) {
                 idle |= 1 << lane.index;
                 continue;
             }
             let Some(mut state) = lane.state.try_lock() else { continue };
-            let mut outcome = Outcome::default();
-            lane.counters.polls.fetch_add(1, Ordering::Relaxed);
+            bump(&lane.counters.polls, 1);
             happened += lane.drive(&mut state, &context, &mut outcome);
             if state.queue.queued() == 0 && state.queue.in_flight() < state.queue.depth() {
                 idle |= 1 << lane.index;
             }
             drop(state);
-            if !outcome.is_empty() {
-                self.settle(lane, outcome);
+            if let Some(left) = outcome.take() {
+                self.settle(lane, left);
             }
         }
         if idle != 0 && self.lanes.len() > 1 {
@@ -264,10 +274,10 @@ impl Core {
         happened
     }
 
-    /// An empty list, allocated before if possible.
+    /// An empty one, allocated before if possible.
     #[cold]
-    pub(crate) fn spare_started(&self) -> Vec<Stray> {
-        self.outcomes.lock().pop().unwrap_or_default()
+    pub(crate) fn spare_left(&self) -> Box<Left> {
+        self.left.lock().pop().unwrap_or_default()
     }
 
     /// Lanes with nothing to do take waiting slices from the one that has most of them.

@@ -106,12 +106,8 @@ impl Core {
                 }
             })
             .collect();
-        Statistics {
-            requests_done: get(&self.requests_done),
-            requests_failed: get(&self.requests_failed),
-            retries: get(&self.retried),
-            nics,
-        }
+        let (requests_done, requests_failed) = self.batches.lock().ended();
+        Statistics { requests_done, requests_failed, retries: get(&self.retried), nics }
     }
 
     pub(crate) fn peer_statistics(&self, id: PeerId) -> Result<PeerStatistics, Error> {

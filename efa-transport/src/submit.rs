@@ -1,29 +1,19 @@
 //! From a batch to slices on lanes.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crate::batch::{BatchHandle, BatchState, Party};
 use crate::clock::nanos;
 use crate::core::Core;
 use crate::error::Error;
+use crate::lane::Lane;
 use crate::lot::Stray;
+use crate::region::RegionInner;
 use crate::request::{Batch, Range, Stored};
 use crate::route::{Kind, Staged};
 use crate::scheduler::rail::{Chooser, Set};
 use crate::scheduler::slicer::{Cut, Hole, Stretch, longest_slice, slice};
 use crate::slice::Piece;
-
-/// Batch states that are kept for reuse.
-const SPARE: usize = 256;
-
-/// Batches whose deadlines are watched.
-#[derive(Default)]
-pub(crate) struct Watched {
-    pub(crate) slots: Vec<Option<Arc<BatchState>>>,
-    pub(crate) free: Vec<u32>,
-}
 
 /// A batch while it is cut into slices.
 struct Stage<'a> {
@@ -107,8 +97,20 @@ impl Rails {
     }
 }
 
+/// A request has come to its end before it had slices.
+struct Ended;
+
 impl Core {
     pub(crate) fn submit(self: &Arc<Self>, batch: &mut Batch) -> Result<BatchHandle, Error> {
+        self.submit_by(batch, true)
+    }
+
+    /// `shortcut`: whether a request that is alone may take the short way, which leads to the same place.
+    pub(crate) fn submit_by(
+        self: &Arc<Self>,
+        batch: &mut Batch,
+        shortcut: bool,
+    ) -> Result<BatchHandle, Error> {
         if self.is_shut() {
             return Err(Error::ShutDown);
         }
@@ -124,12 +126,62 @@ impl Core {
         let limit = batch.deadline.unwrap_or(self.config.request_deadline);
         let now = self.clock.now();
         let deadline = now.saturating_add(nanos(limit));
-        let state = self.take_state(batch, (deadline, limit))?;
-        let watch = self.watch(&state);
+        let (slot, state) = self.begin(batch, (deadline, limit))?;
+        if shortcut && self.send_alone(&state, batch, now) {
+            batch.clear();
+        } else {
+            self.send_all(&state, batch, now);
+        }
+        Ok(BatchHandle::new(state, Arc::clone(self), slot))
+    }
+
+    /// Sends the only request of a batch if it is one range on either side, in one chunk, for one operation: what takes the other
+    /// way is gathered with its neighbours, and this has none. False if it is not like that; then nothing has happened.
+    fn send_alone(&self, state: &Arc<BatchState>, batch: &Batch, now: u64) -> bool {
+        let ([stored], [here], [there]) = (&batch.requests[..], &batch.local[..], &batch.remote[..]) else {
+            return false;
+        };
+        let party = &state.parties[0];
+        let fabric = self.lanes.fabric(party.table.fabric);
+        let longest = fabric.longest.max(1).min(self.config.stripe_bytes);
+        if stored.immediate.is_some() || stored.bytes > longest {
+            return false;
+        }
+        let Ok(second) = self.prepare(state, 0, stored, batch, now) else { return true };
+        let region = second.as_ref().unwrap_or(&stored.region);
+        let chunks = (region.chunk_at(here.at), party.table.chunk_at(there.at, stored.op));
+        let (Some(local), Some(remote)) = chunks else { return false };
+        if stored.bytes > local.left.min(remote.left) {
+            return false;
+        }
+        let chunks = (local.index, remote.index);
+        let eligible = self.eligible(region, party, chunks, self.usable(now), now);
+        let lane = if eligible.is_power_of_two() {
+            Some(eligible.trailing_zeros() as usize)
+        } else {
+            let turn = (&mut Chooser::default(), fabric.range.start + self.next_turn());
+            self.choose(eligible, region.near, stored.bytes, turn, |_| 0)
+        };
+        let Some(lane) = lane.and_then(|lane| self.lanes.get(lane)) else { return false };
+        let cut = Cut {
+            local: here.at,
+            remote: there.at,
+            len: stored.bytes,
+            local_chunk: local.index,
+            remote_chunk: remote.index,
+        };
+        let lot = Kind { batch: state, region, party: 0, op: stored.op }.lot(&cut);
+        state.add_slices(0, 1);
+        self.give(lane, Lane::weight(cut.len), now, |lane| lane.admit(lot, &[Piece::new(0, &cut)]));
+        true
+    }
+
+    /// Cuts all requests of a batch into slices, gathers them for each lane, and hands them over.
+    fn send_all(&self, state: &Arc<BatchState>, batch: &mut Batch, now: u64) {
         let mut staging = std::mem::take(&mut batch.staging);
         staging.lanes.resize_with(self.lanes.len(), Staged::default);
         let mut stage = Stage {
-            state: &state,
+            state,
             now,
             usable: self.usable(now),
             chooser: Chooser::default(),
@@ -162,7 +214,37 @@ impl Core {
         for gate in gates {
             self.route(gate, now);
         }
-        Ok(BatchHandle::new(state, Arc::clone(self), watch))
+    }
+
+    /// What every request begins with: the checks, and the copy within a process. Gives its local memory on the second fabric if
+    /// the peer is reached there.
+    #[inline]
+    fn prepare(
+        &self,
+        state: &BatchState,
+        index: u32,
+        stored: &Stored,
+        batch: &Batch,
+        now: u64,
+    ) -> Result<Option<Arc<RegionInner>>, Ended> {
+        let party = state.party_of(index);
+        if let Err(error) = self.check(stored, party, now) {
+            state.fail(index, |_| error);
+            return Err(Ended);
+        }
+        if party.table.epoch == self.epoch && self.config.same_process_copy {
+            self.copy_within(state, index, stored, batch);
+            return Err(Ended);
+        }
+        if party.table.fabric == 0 {
+            return Ok(None);
+        }
+        stored.region.second().map(Some).map_err(|why| {
+            let fabric = &self.lanes.fabric(party.table.fabric).name;
+            let why = format!("the local memory is not registered with fabric {fabric}: {why}");
+            state.fail(index, |party| Error::NoRail { peer: party.peer.name.clone(), why });
+            Ended
+        })
     }
 
     /// Cuts one request into slices, and stages them for lanes.
@@ -170,32 +252,9 @@ impl Core {
         let state = stage.state;
         let party_number = state.requests[index as usize].party;
         let party = &state.parties[party_number as usize];
-        if let Err(error) = self.check(stored, party, stage.now) {
-            state.fail(index, |_| error);
-            return;
-        }
-        if party.table.epoch == self.epoch && self.config.same_process_copy {
-            self.copy_within(state, index, stored, batch);
-            return;
-        }
+        let Ok(second) = self.prepare(state, index, stored, batch, stage.now) else { return };
+        let region = second.as_ref().unwrap_or(&stored.region);
         let fabric = self.lanes.fabric(party.table.fabric);
-        let other;
-        let region = if party.table.fabric == 0 {
-            &stored.region
-        } else {
-            match stored.region.second() {
-                Ok(region) => {
-                    other = region;
-                    &other
-                }
-                Err(why) => {
-                    let why =
-                        format!("the local memory is not registered with fabric {}: {why}", fabric.name);
-                    state.fail(index, |party| Error::NoRail { peer: party.peer.name.clone(), why });
-                    return;
-                }
-            }
-        };
         // Counting NICs takes longer than all the rest of this.
         let longest = if stored.bytes <= self.config.stripe_bytes {
             fabric.longest.max(1)
@@ -292,75 +351,6 @@ impl Core {
             return Err(Error::PeerDown { peer: peer.name.clone(), why });
         }
         Ok(())
-    }
-
-    /// The state of a batch that begins, used before if possible.
-    fn take_state(&self, batch: &Batch, deadline: (u64, Duration)) -> Result<Arc<BatchState>, Error> {
-        let spare = {
-            let mut spare = self.spare.lock();
-            // A lot that has just ended may still be about to let go of its batch: then another will do.
-            let free = spare.iter().rposition(|state| Arc::strong_count(state) == 1);
-            free.map(|at| spare.swap_remove(at))
-        };
-        let mut state = spare.unwrap_or_else(|| Arc::new(BatchState::new()));
-        if Arc::get_mut(&mut state).is_none() {
-            state = Arc::new(BatchState::new());
-        }
-        if let Some(state) = Arc::get_mut(&mut state) {
-            let requests = batch.requests.iter().map(|stored| (stored.peer, stored.immediate));
-            state.fill(deadline, requests, &self.peers())?;
-        }
-        Ok(state)
-    }
-
-    pub(crate) fn watch(&self, state: &Arc<BatchState>) -> u32 {
-        let mut watched = self.watched.lock();
-        let slot = watched.free.pop().unwrap_or_else(|| {
-            watched.slots.push(None);
-            (watched.slots.len() - 1) as u32
-        });
-        watched.slots[slot as usize] = Some(Arc::clone(state));
-        slot
-    }
-
-    /// The handle is gone; a batch that still runs is watched on.
-    pub(crate) fn unwatch(&self, slot: u32, state: &Arc<BatchState>) {
-        if !state.has_ended() {
-            self.wake_progress();
-        } else {
-            let mut watched = self.watched.lock();
-            let ours = watched.slots.get(slot as usize).and_then(Option::as_ref);
-            if ours.is_some_and(|s| Arc::ptr_eq(s, state)) {
-                watched.slots[slot as usize] = None;
-                watched.free.push(slot);
-            }
-            drop(watched);
-            self.count(state);
-            self.keep(state);
-        }
-    }
-
-    pub(crate) fn count(&self, state: &BatchState) {
-        let (done, failed) = state.tally();
-        self.requests_done.fetch_add(done, Ordering::Relaxed);
-        self.requests_failed.fetch_add(failed, Ordering::Relaxed);
-    }
-
-    /// Keeps a state for reuse.
-    pub(crate) fn keep(&self, state: &Arc<BatchState>) {
-        let mut spare = self.spare.lock();
-        if spare.len() < SPARE {
-            spare.push(Arc::clone(state));
-        }
-    }
-
-    /// Lets go of what spare states hold, as far as nobody uses them.
-    pub(crate) fn clear_spare(&self) {
-        for state in self.spare.lock().iter_mut() {
-            if let Some(state) = Arc::get_mut(state) {
-                state.clear();
-            }
-        }
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::batch::Part;
-use crate::lane::{Context, Lane, Outcome};
+use crate::lane::{Context, Lane, Outcome, bump};
 use crate::lot::{Cargo, Lot, Lots, Taken};
 use crate::request::Op;
 use crate::slice::{NONE, Slice};
@@ -50,9 +50,11 @@ impl<'a> Tally<'a> {
         }
         let (lot, request, remote_nic) = self.latest;
         if slice.lot != lot || slice.request() != request || slice.remote_nic != remote_nic {
-            self.close_request(lots, outcome);
-            if slice.lot != lot {
-                self.close_lot(lots);
+            if self.slices > 0 {
+                self.close_request(lots, outcome);
+                if slice.lot != lot {
+                    self.close_lot(lots);
+                }
             }
             self.latest = (slice.lot, slice.request(), slice.remote_nic);
         }
@@ -93,10 +95,7 @@ impl<'a> Tally<'a> {
             Part::Running => {}
             Part::Ended => self.requests_ended += 1,
             Part::Gate(gate) => {
-                if outcome.started.capacity() == 0 {
-                    outcome.started = self.context.core.spare_started();
-                }
-                outcome.started.push(gate);
+                outcome.left(self.context.core).started.push(gate);
             }
         }
     }
@@ -131,7 +130,7 @@ impl<'a> Tally<'a> {
             Op::Read => (&lane.bytes_read, &peer.counters.bytes_read),
             Op::Write => (&lane.bytes_written, &peer.counters.bytes_written),
         };
-        here.fetch_add(bytes, Ordering::Relaxed);
+        bump(here, bytes);
         there.fetch_add(bytes, Ordering::Relaxed);
         peer.counters.slices.fetch_add(slices.into(), Ordering::Relaxed);
     }

@@ -10,18 +10,19 @@ use crate::error::Error;
 use crate::idle::Idler;
 use crate::lane::Lane;
 use crate::peer::PeerId;
+use crate::progress::{SPINS, SPINS_ALONE};
 
 impl Core {
     pub(crate) fn peer_quiesced(&self, id: PeerId, deadline: Instant) -> Result<bool, Error> {
         let peer = Arc::clone(self.peers().get(id)?);
         let mut quiet = 0_u32;
-        let mut idler = self.idler();
+        let mut idler = None;
         while peer.alive.load(Ordering::Acquire) > 0 {
             if Instant::now() >= deadline {
                 return Ok(false);
             }
             quiet = if self.drive_all() > 0 { 0 } else { quiet.saturating_add(1) };
-            self.relax(&mut idler, quiet, deadline);
+            self.relax(&mut idler, (quiet, SPINS), || deadline);
         }
         Ok(true)
     }
@@ -39,6 +40,7 @@ impl Core {
         self.drivers.fetch_add(1, Ordering::AcqRel);
         let mut quiet = 0_u32;
         let mut idler = None;
+        let spins = if state.is_alone() { SPINS_ALONE } else { SPINS };
         let outcome = loop {
             if done(state) {
                 break true;
@@ -71,10 +73,11 @@ impl Core {
                 // Others drive too: one of them will tell.
                 state.sleep(done, Duration::from_micros(100));
             } else {
-                let next = state.first_deadline().map(|at| self.clock.instant(at));
-                let until = [deadline, next].into_iter().flatten().min();
-                let idler = idler.get_or_insert_with(|| self.idler());
-                self.relax(idler, quiet, until.unwrap_or_else(|| Instant::now() + Duration::from_millis(1)));
+                self.relax(&mut idler, (quiet, spins), || {
+                    let next = state.first_deadline().map(|at| self.clock.instant(at));
+                    let until = [deadline, next].into_iter().flatten().min();
+                    until.unwrap_or_else(|| Instant::now() + Duration::from_millis(1))
+                });
             }
         };
         if self.drivers.fetch_sub(1, Ordering::AcqRel) == 1 && self.lanes.iter().any(Lane::is_busy) {

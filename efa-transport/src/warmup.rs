@@ -14,6 +14,7 @@ use crate::descriptor::NicEntry;
 use crate::error::Error;
 use crate::lane::Lane;
 use crate::peer::{Peer, PeerId, PeerTable};
+use crate::progress::SPINS;
 use crate::scheduler::rail::partner;
 
 /// How a warm-up went.
@@ -113,10 +114,10 @@ impl Core {
         });
         self.send_probes(&peer, nics, &rails, &shared);
         let mut quiet = 0;
-        let mut idler = self.idler();
+        let mut idler = None;
         while shared.left.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
             quiet = if self.drive_all() > 0 { 0 } else { quiet + 1 };
-            self.relax(&mut idler, quiet, deadline);
+            self.relax(&mut idler, (quiet, SPINS), || deadline);
         }
         let left = shared.left.load(Ordering::Acquire);
         shared.over.store(true, Ordering::Relaxed);

@@ -17,16 +17,24 @@ pub fn members(mut set: Set) -> impl Iterator<Item = usize> {
 /// The place of `nic` among the members of `set`, in ascending order; for tables that hold one entry for each member.
 #[inline]
 pub fn rank(set: Set, nic: usize) -> Option<usize> {
-    let bit = 1_u128.checked_shl(nic as u32)?;
-    let below = set & (bit - 1);
-    if set & bit == 0 {
-        None
-    } else if below == bit - 1 {
-        // Mostly it is all of them.
-        Some(nic)
-    } else {
-        Some(below.count_ones() as usize)
+    if !holds(set, nic) {
+        return None;
     }
+    // Two words rather than one long one, which shifts slowly; most machines need the first only.
+    let (low, high) = (set as u64, (set >> 64) as u64);
+    let (word, before) = if nic < 64 { (low, 0) } else { (high, low.count_ones()) };
+    let lower = (1 << (nic % 64)) - 1;
+    let below = word & lower;
+    // Mostly it is all of them.
+    let count = if below == lower { nic as u32 % 64 } else { below.count_ones() };
+    Some((before + count) as usize)
+}
+
+/// Whether a NIC is a member of `set`.
+#[inline]
+pub const fn holds(set: Set, nic: usize) -> bool {
+    let word = if nic < 64 { set as u64 } else { (set >> 64) as u64 };
+    nic < 128 && word >> (nic % 64) & 1 == 1
 }
 
 /// How fast a NIC is, prepared for [`cost`].
@@ -186,7 +194,7 @@ pub fn partner(local: usize, locals: usize, remotes: usize, eligible: Set, turn:
     }
     let (first, count) = share(local, locals, remotes);
     let wanted = first + if count > 1 { turn % count } else { 0 };
-    if eligible & 1_u128.checked_shl(wanted as u32).unwrap_or(0) != 0 {
+    if holds(eligible, wanted) {
         return Some(wanted);
     }
     // One that it is responsible for, if there is one.
@@ -203,6 +211,8 @@ mod tests {
 
     #[test]
     fn ranks_count_members_below() {
+        assert_eq!(rank(1 << 70 | 0b1011 << 60, 70), Some(3));
+        assert_eq!(rank(1 << 70 | 1 << 3, 64), None);
         assert_eq!(rank(0b1011, 0), Some(0));
         assert_eq!(rank(0b1011, 3), Some(2));
         assert_eq!(rank(0b1011, 2), None);
