@@ -142,6 +142,7 @@ impl Dialling {
             requests: limits.lane_requests.min(theirs.lane_requests as usize).max(1),
             bytes: limits.lane_bytes,
             stall: context.settings.deadlines.stall,
+            stay_awake: context.settings.stay_awake,
         };
         let initiator = Initiator::new(self.peer.addr(), limits.message as u64);
         let lane = Lane::new(

@@ -164,8 +164,12 @@ impl Peers {
             if left.is_zero() || self.lanes.iter().all(|l| l.in_flight() == 0) {
                 return;
             }
-            if self.lanes.len() == 1 && left >= BLOCKING_RECEIVE && alone && self.lanes[0].begin_blocking() {
-                let result = self.lanes[0].receive_blocking(&mut self.leavings);
+            if self.lanes.len() == 1
+                && left >= BLOCKING_RECEIVE
+                && alone
+                && let Some(copying) = self.lanes[0].begin_blocking()
+            {
+                let result = self.lanes[0].receive_blocking(copying, &mut self.leavings);
                 if !self.settle(0, result) {
                     return;
                 }

@@ -57,15 +57,19 @@ impl World {
     }
 
     fn with(lanes: usize, requests: usize, change: impl FnOnce(Builder) -> Builder) -> Self {
+        Self::build(lanes, requests, |builder| builder.same_host(false), change)
+    }
+
+    /// `both` is for both sides, `change` for the target.
+    fn build(
+        lanes: usize,
+        requests: usize,
+        both: impl Fn(Builder) -> Builder,
+        change: impl FnOnce(Builder) -> Builder,
+    ) -> Self {
         let limits = Limits { lane_requests: requests, lane_bytes: u64::MAX, ..Limits::default() };
-        let builder = || {
-            Transport::builder()
-                .same_host(false)
-                .same_process(false)
-                .lanes(lanes)
-                .stripe_bytes(4096)
-                .io_threads(1)
-        };
+        let builder =
+            || both(Transport::builder().same_process(false).lanes(lanes).stripe_bytes(4096).io_threads(1));
         let target = change(builder()).listen("127.0.0.1:0".parse().unwrap()).build().unwrap();
         let asker = builder().limits(limits).build().unwrap();
         let remote = target.register(OwnedMemory::new(LEN).unwrap(), Access::READ_WRITE).unwrap();
@@ -76,12 +80,23 @@ impl World {
 
     fn connected(requests: usize) -> (Self, Arc<Lane>) {
         let this = Self::new(requests);
-        this.peer.connect(hour()).unwrap();
-        let mut found = None;
-        this.peer.inner.lanes(|lane| found = Some(Arc::clone(lane)));
-        let lane = found.unwrap();
-        until(|| lane.in_flight() == 0 && !lane.is_driven());
+        let [lane] = this.idle_lanes();
         (this, lane)
+    }
+
+    /// Connects, and returns the lanes when nothing is going on any more.
+    fn idle_lanes<const COUNT: usize>(&self) -> [Arc<Lane>; COUNT] {
+        self.peer.connect(hour()).unwrap();
+        loop {
+            let mut lanes = Vec::new();
+            self.peer.inner.lanes(|lane| lanes.push(Arc::clone(lane)));
+            if let Ok(lanes) = <[Arc<Lane>; COUNT]>::try_from(lanes)
+                && lanes.iter().all(|l| l.in_flight() == 0 && !l.is_driven())
+            {
+                return lanes;
+            }
+            std::thread::yield_now();
+        }
     }
 
     fn write(&self, len: u64) -> BatchHandle {
@@ -209,11 +224,38 @@ fn who_leaves_uncalled_is_not_called_later() {
 fn a_sleeping_driver_does_not_keep_others_from_sending() {
     bounded(|| {
         let (world, lane) = World::connected(64);
-        assert!(lane.try_drive() && lane.begin_blocking());
+        assert!(lane.try_drive() && lane.begin_blocking().is_some());
         let large = world.write(LEN as u64);
         until(|| !lane.core().has_unsent());
         lane.stop_driving();
         large.wait().unwrap();
+    });
+}
+
+/// A driver stays awake while the peer copies between the processes, for as many bytes as that is, and for nothing else.
+#[test]
+fn a_driver_stays_awake_for_copies_alone() {
+    bounded(|| {
+        for stay_awake in [true, false] {
+            let world = World::build(1, 64, |b| b.same_host(true).stay_awake(stay_awake), |b| b);
+            let [lane] = world.idle_lanes();
+            assert!(lane.is_host() && lane.try_drive());
+            let for_copies = |bytes: u64| Some(if stay_awake { bytes } else { 0 });
+            let drive_one = || {
+                let copying = lane.begin_blocking().unwrap();
+                lane.receive_blocking(copying, &mut Leavings::default()).unwrap();
+            };
+            let small = world.write(4096);
+            assert_eq!(lane.begin_blocking(), Some(0));
+            let large = [world.write(1 << 20), world.write(100_000)];
+            assert_eq!(lane.begin_blocking(), for_copies((1 << 20) + 100_000));
+            while lane.in_flight() > 0 {
+                drive_one();
+            }
+            assert_eq!(lane.begin_blocking(), Some(0));
+            assert!([&small, &large[0], &large[1]].iter().all(|h| matches!(h.poll(), Some(Ok(())))));
+            lane.stop_driving();
+        }
     });
 }
 
@@ -247,14 +289,7 @@ fn who_is_called_while_driving_another_lane_comes() {
             Ok(Vec::new())
         };
         let world = World::with(2, 8, |builder| builder.handler(handler));
-        world.peer.connect(hour()).unwrap();
-        let lanes = || {
-            let mut lanes = Vec::new();
-            world.peer.inner.lanes(|lane| lanes.push(Arc::clone(lane)));
-            lanes
-        };
-        until(|| lanes().len() == 2 && lanes().iter().all(|l| l.in_flight() == 0 && !l.is_driven()));
-        let lanes = lanes();
+        let lanes = world.idle_lanes::<2>();
         let mut batch = Batch::new();
         world.push(&mut batch, 4096);
         world.push(&mut batch, 4096);
@@ -301,14 +336,7 @@ fn many_threads_with_little_room_all_get_on() {
 fn a_lane_that_a_caller_drives_is_left_to_it() {
     bounded(|| {
         let world = World::with(3, 64, |builder| builder);
-        world.peer.connect(hour()).unwrap();
-        let lanes = || {
-            let mut lanes = Vec::new();
-            world.peer.inner.lanes(|lane| lanes.push(Arc::clone(lane)));
-            lanes
-        };
-        until(|| lanes().len() == 3 && lanes().iter().all(|l| l.in_flight() == 0 && !l.is_driven()));
-        let lanes = lanes();
+        let lanes = world.idle_lanes::<3>();
         let used = || lanes.iter().map(|l| l.in_flight() > 0).collect::<Vec<_>>();
         for driven in [0b000, 0b001, 0b010, 0b110, 0b111_u32] {
             let is_driven = |n: usize| driven & 1 << n != 0;

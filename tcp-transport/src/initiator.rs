@@ -103,6 +103,8 @@ pub(crate) struct Initiator {
     bytes_in_flight: u64,
     /// Bytes that answers will bring.
     bytes_expected: u64,
+    /// Bytes that the peer is asked to copy between the processes.
+    bytes_copied: u64,
     /// Earliest deadline of anything in flight, or earlier.
     next_deadline: Option<Instant>,
     message_limit: u64,
@@ -124,6 +126,7 @@ impl Initiator {
             in_flight: 0,
             bytes_in_flight: 0,
             bytes_expected: 0,
+            bytes_copied: 0,
             next_deadline: None,
             message_limit,
             leavings: Leavings::default(),
@@ -143,6 +146,11 @@ impl Initiator {
     /// Payload that answers in flight will bring.
     pub(crate) fn bytes_expected(&self) -> u64 {
         self.bytes_expected
+    }
+
+    /// Bytes that the peer copies between the processes for requests in flight.
+    pub(crate) fn bytes_copied(&self) -> u64 {
+        self.bytes_copied
     }
 
     /// Whether something is in flight whose owner has been told its end already.
@@ -176,8 +184,10 @@ impl Initiator {
         slot.slice.encode(id, floor, &mut slot.head);
         self.in_flight += 1;
         self.bytes_in_flight += slot.slice.bytes;
-        if slot.slice.kind == Kind::Read {
-            self.bytes_expected += slot.slice.bytes;
+        match slot.slice.kind {
+            Kind::Read => self.bytes_expected += slot.slice.bytes,
+            Kind::HostRead | Kind::HostWrite => self.bytes_copied += slot.slice.bytes,
+            _ => {}
         }
         let deadline = slot.slice.deadline;
         self.next_deadline = Some(self.next_deadline.map_or(deadline, |d| d.min(deadline)));
@@ -482,8 +492,10 @@ impl Initiator {
     fn uncount(&mut self, bytes: u64, kind: Kind) {
         self.in_flight -= 1;
         self.bytes_in_flight -= bytes;
-        if kind == Kind::Read {
-            self.bytes_expected -= bytes;
+        match kind {
+            Kind::Read => self.bytes_expected -= bytes,
+            Kind::HostRead | Kind::HostWrite => self.bytes_copied -= bytes,
+            _ => {}
         }
     }
 

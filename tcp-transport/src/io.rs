@@ -17,6 +17,7 @@ use rustix::time::{
 };
 
 use crate::accepting::Accepting;
+use crate::awake::Awake;
 use crate::clock::TICK;
 use crate::context::Context;
 use crate::dialling::Dialling;
@@ -158,6 +159,8 @@ pub(crate) struct IoThread {
     /// Lanes that had more to do when their turn was over.
     again: Vec<u64>,
     messages: Vec<Message>,
+    /// Events are looked for rather than waited for.
+    awake: Option<Awake>,
     /// Accepted connections in the handshake, oldest first.
     handshakes: std::collections::VecDeque<u64>,
     draining: bool,
@@ -183,6 +186,7 @@ impl IoThread {
             watched: Vec::new(),
             again: Vec::new(),
             messages: Vec::with_capacity(MESSAGES),
+            awake: None,
             handshakes: std::collections::VecDeque::new(),
             draining: false,
             stop: false,
@@ -204,7 +208,10 @@ impl IoThread {
         crate::lane::with_scratch(|_| ());
         while !self.stop {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-            let timeout = if self.again.is_empty() { None } else { Some(&now) };
+            if self.again.is_empty() {
+                self.awake.take_if(|awake| !awake.go_on());
+            }
+            let timeout = if self.again.is_empty() && self.awake.is_none() { None } else { Some(&now) };
             let count = match epoll::wait(&self.shared.epoll, &mut events[..], timeout) {
                 Ok(n) => n,
                 Err(rustix::io::Errno::INTR) => 0,
@@ -291,10 +298,14 @@ impl IoThread {
                 let lane = Arc::clone(lane);
                 let over = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
                 match lane.turn(over) {
-                    Ok(Turn::Waiting) if flags.contains(EventFlags::HUP) => {
+                    Ok(Turn::Waiting | Turn::Copied) if flags.contains(EventFlags::HUP) => {
                         self.drop_server(token, "closed by the peer");
                     }
                     Ok(Turn::Waiting) => {}
+                    Ok(Turn::Copied) if self.context.settings.stay_awake => {
+                        self.awake = Some(Awake::after_a_copy());
+                    }
+                    Ok(Turn::Copied) => {}
                     Ok(Turn::Again) => self.again.push(token),
                     Err(cause) => self.drop_server(token, &cause),
                 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
+use crate::awake::Awake;
 use crate::batch::BatchState;
 use crate::cipher::{Cipher, MAX_PLAIN};
 use crate::clock::{Coarse, TICK};
@@ -68,6 +69,8 @@ pub(crate) struct Window {
     pub(crate) requests: usize,
     pub(crate) bytes: u64,
     pub(crate) stall: Duration,
+    /// See [`Builder::stay_awake`](crate::Builder::stay_awake).
+    pub(crate) stay_awake: bool,
 }
 
 pub(crate) struct LaneCore {
@@ -355,21 +358,28 @@ impl Lane {
     }
 
     /// Whether the next bytes may be received without holding the core: everything is sent, and no payload is expected that has
-    /// a place of its own. If so, the driver is taken to be asleep.
-    pub(crate) fn begin_blocking(&self) -> bool {
+    /// a place of its own. If so, the driver is taken to be asleep. Says how many bytes of copying between the processes are worth
+    /// to [stay awake](Awake) for.
+    pub(crate) fn begin_blocking(&self) -> Option<u64> {
         let mut core = self.core();
         core.driver_sends = core.has_unsent() || !core.initiator.is_between_frames();
-        !core.driver_sends
+        if core.driver_sends {
+            return None;
+        }
+        let bytes = core.initiator.bytes_copied();
+        // Not again and again for a peer that has stopped.
+        let fresh = || Coarse::now().since(core.last_progress) < TICK;
+        Some(if bytes > 0 && self.limits.stay_awake && fresh() { bytes } else { 0 })
     }
 
     /// Blocks in the socket for [`BLOCKING_RECEIVE`] at most; only for the driver, and only after
     /// [`begin_blocking`](Self::begin_blocking).
     /// This saves a small request the system call that would ask whether there is something to receive.
-    pub(crate) fn receive_blocking(&self, leavings: &mut Leavings) -> Result<(), Cause> {
+    pub(crate) fn receive_blocking(&self, copying: u64, leavings: &mut Leavings) -> Result<(), Cause> {
         with_scratch(|scratch| {
             // More than this would be copied from here to its place in vain.
             let room = &mut scratch[..AHEAD_SMALL];
-            let received = crate::seam::receive_blocking(self.socket.as_fd(), room);
+            let received = self.receive_awake(copying, room);
             let n = match received {
                 Ok(0) => return Err("closed by the peer".into()),
                 Ok(n) => n,
@@ -389,6 +399,20 @@ impl Lane {
             self.publish(&core);
             result
         })
+    }
+
+    /// Looks for what comes while the peer may be copying so many bytes, and only then sleeps.
+    fn receive_awake(&self, copying: u64, room: &mut [u8]) -> io::Result<usize> {
+        let mut awake = (copying > 0).then(|| Awake::for_a_copy(copying));
+        while awake.as_mut().is_some_and(Awake::go_on) {
+            let mut scatter = Scatter::new();
+            scatter.push_bytes(room);
+            match scatter.receive(self.socket.as_fd()) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                received => return received,
+            }
+        }
+        crate::seam::receive_blocking(self.socket.as_fd(), room)
     }
 
     /// Sends what is possible without blocking.

@@ -57,6 +57,7 @@
 #![deny(unsafe_code)]
 
 mod accepting;
+mod awake;
 mod batch;
 mod cipher;
 mod clock;

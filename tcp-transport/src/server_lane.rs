@@ -55,6 +55,8 @@ struct ServerCore {
 pub(crate) enum Turn {
     /// It waits for its socket.
     Waiting,
+    /// It waits for its socket, and has copied between the processes: whoever was waiting for that may ask for more at once.
+    Copied,
     /// It could go on at once.
     Again,
 }
@@ -167,13 +169,18 @@ impl ServerLane {
                 }
             }
         }
-        if core.responder.has_jobs() {
+        let copied = core.responder.has_jobs();
+        if copied {
             core.responder.run_jobs(TURN as u64);
         }
         core.flush(&self.socket)?;
         let again = !drained && core.responder.wants_input() || core.responder.has_jobs();
         self.update_interest(&mut core);
-        Ok(if again { Turn::Again } else { Turn::Waiting })
+        Ok(match (again, copied) {
+            (true, _) => Turn::Again,
+            (false, true) => Turn::Copied,
+            (false, false) => Turn::Waiting,
+        })
     }
 
     /// Adds the answer of a call, from a worker.

@@ -66,6 +66,40 @@ impl Process {
     }
 }
 
+impl Process {
+    fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child)
+    }
+
+    /// Stops it, and returns when every thread of it stands still.
+    fn stop(&self) {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::STOP).unwrap();
+        let tasks = format!("/proc/{}/task", self.child.id());
+        common::until("the process is stopped", || {
+            let states = std::fs::read_dir(&tasks).unwrap().flatten().map(|t| t.path().join("stat"));
+            states
+                .map(|p| std::fs::read_to_string(p).unwrap())
+                .all(|s| s.rsplit(')').next().unwrap().starts_with(" T"))
+        });
+    }
+
+    fn go_on(&self) {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::CONT).unwrap();
+    }
+
+    /// Processor time of all its threads so far.
+    fn cpu(&self) -> Option<Duration> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        tasks.flatten().map(|task| cpu(&task.path())).sum()
+    }
+}
+
+/// Processor time of one thread so far, where the kernel tells it.
+fn cpu(task: &std::path::Path) -> Option<Duration> {
+    let text = std::fs::read_to_string(task.join("schedstat")).ok()?;
+    text.split(' ').next()?.parse().map(Duration::from_nanos).ok()
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -135,16 +169,7 @@ fn a_process_that_was_stopped_applies_nothing_late() {
     let asker = Asker::new(Transport::builder().same_host(false).lanes(1).deadlines(deadlines), LEN);
     let peer = asker.transport.peer(process.addr).unwrap();
     there_and_back(&asker, &peer, process.remote, 5);
-    let pid = rustix::process::Pid::from_child(&process.child);
-    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
-    // Not before every thread of it stands still.
-    let tasks = format!("/proc/{}/task", process.child.id());
-    common::until("the process is stopped", || {
-        let states = std::fs::read_dir(&tasks).unwrap().flatten().map(|t| t.path().join("stat"));
-        states
-            .map(|p| std::fs::read_to_string(p).unwrap())
-            .all(|s| s.rsplit(')').next().unwrap().starts_with(" T"))
-    });
+    process.stop();
     asker.memory.write(0, &vec![0xbb; LEN]).unwrap();
     let mut batch = Batch::new();
     batch.set_deadline(Duration::from_millis(100));
@@ -153,7 +178,44 @@ fn a_process_that_was_stopped_applies_nothing_late() {
     let ended = handle.wait();
     assert!(matches!(ended, Err(Error::Timeout { .. })), "{ended:?}");
     common::until("the lane is given up", || asker.transport.statistics().lanes_lost > 0);
-    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    process.go_on();
     assert!(handle.quiesced(soon()));
     there_and_back(&asker, &peer, process.remote, 6);
+}
+
+/// Threads that stay awake for copies between the processes do so for a moment, whether they are asked for more or not, and whether
+/// the other process goes on or not.
+#[test]
+fn nobody_stays_awake_for_long() {
+    let this = std::path::Path::new("/proc/thread-self");
+    if cpu(this).is_none() {
+        return eprintln!("SKIP: nobody_stays_awake_for_long: the kernel does not tell processor times");
+    }
+    let process = Process::start("127.0.0.1:0");
+    let asker = Asker::new(Transport::builder().stay_awake(true), LEN);
+    let peer = asker.transport.peer(process.addr).unwrap();
+    there_and_back(&asker, &peer, process.remote, 7);
+    let mut batch = Batch::new();
+    let mut write_one = |limit| {
+        batch.set_deadline(limit);
+        asker.write(&mut batch, &peer, process.remote, 0, 1 << 20);
+        let before = cpu(this).unwrap();
+        let result = asker.transport.submit(&mut batch).unwrap().wait();
+        (result, cpu(this).unwrap() - before)
+    };
+    for _ in 0..20 {
+        write_one(Duration::from_secs(20)).0.unwrap();
+    }
+    // The owner, when nothing follows: 50 µs of the half second, and what else it does.
+    let before = process.cpu().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let spent = process.cpu().unwrap() - before;
+    assert!(spent < Duration::from_millis(10), "the idle owner used {spent:?}");
+    // The caller, when no answer comes: 1.1 ms, and then it looks at deadlines 25 times.
+    process.stop();
+    let (result, spent) = write_one(Duration::from_millis(500));
+    assert!(matches!(result, Err(Error::Timeout { .. })), "{result:?}");
+    assert!(spent < Duration::from_millis(12), "the waiting caller used {spent:?}");
+    process.go_on();
+    there_and_back(&asker, &peer, process.remote, 8);
 }

@@ -98,7 +98,8 @@ impl Initiator {
         self.queue.clear();
         self.staged.clear();
         self.receiving = None;
-        (self.in_flight, self.bytes_in_flight, self.bytes_expected) = (0, 0, 0);
+        (self.in_flight, self.bytes_in_flight) = (0, 0);
+        (self.bytes_expected, self.bytes_copied) = (0, 0);
         self.next_deadline = None;
         out
     }
