@@ -457,7 +457,11 @@ impl Initiator {
             (Kind::Write | Kind::HostWrite, true) => {
                 slice.ticket.iter().for_each(|t| t.count(Op::Write, slice.bytes));
             }
-            (Kind::Supersede, _) => self.leavings.control.push(Control::Superseded(slice.argument)),
+            (Kind::Supersede, true) => self.leavings.control.push(Control::Superseded(slice.argument)),
+            // What was on that lane may still be applied. Whoever else is asked may close it.
+            (Kind::Supersede, false) => {
+                return Err(Malformed("a lost lane was not closed when it was superseded"));
+            }
             (Kind::HostProbe, ok) => self.leavings.control.push(Control::HostProbed(ok)),
             (Kind::Call, true) => {
                 if let Some(ticket) = &slice.ticket {

@@ -58,6 +58,8 @@ pub(crate) struct Lane {
     background: AtomicBool,
     dead: AtomicBool,
     draining: AtomicBool,
+    /// Its peer has been told that it can be used.
+    been_up: AtomicBool,
     /// The peer copies between the processes for requests on this lane.
     host: AtomicBool,
     limits: Window,
@@ -124,6 +126,7 @@ impl Lane {
             background: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            been_up: AtomicBool::new(false),
             host: AtomicBool::new(false),
             limits,
         })
@@ -153,9 +156,18 @@ impl Lane {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// No new requests go on this lane.
+    /// No new requests go on this lane; an I/O thread closes it when nothing is in flight.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Release);
+        self.io.send(Message::Tick);
+    }
+
+    pub(crate) fn has_been_up(&self) -> bool {
+        self.been_up.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_up(&self) {
+        self.been_up.store(true, Ordering::Release);
     }
 
     /// Marks the lane as ended; false if it was already.

@@ -4,10 +4,11 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use common::raw::{Liar, is_closed, preface};
 use common::{Asker, Target, builder, pattern, soon, until};
 use tcp_transport::{
     Access, Batch, Deadlines, Encryption, Error, Limits, OwnedMemory, Refusal, RegionDescriptor, Request,
@@ -40,26 +41,6 @@ impl Honest {
         self.asker.transport.submit(&mut batch).unwrap().wait().unwrap();
         assert_eq!(self.asker.transport.statistics().lanes_lost, 0);
     }
-}
-
-fn preface(mode: u8) -> Vec<u8> {
-    let mut bytes = b"\x89WEFT\r\n\x01".to_vec();
-    bytes.push(mode);
-    bytes.extend([0; 7]);
-    bytes
-}
-
-/// Reads until the other side closes; panics if it does not in time.
-fn is_closed(mut stream: TcpStream) -> Vec<u8> {
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let mut said = Vec::new();
-    match stream.read_to_end(&mut said) {
-        Ok(_) => {}
-        Err(e) => {
-            assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset, "the connection was left open: {e}")
-        }
-    }
-    said
 }
 
 #[test]
@@ -149,60 +130,6 @@ fn encrypted_lanes_carry_everything_and_nothing_in_the_clear() {
     proxy.cut();
     asker.write(&mut batch, &peer, target.region.descriptor(), 0, 4096);
     asker.transport.submit(&mut batch).unwrap().wait().unwrap();
-}
-
-/// Speaks the native protocol just far enough to lie in it.
-struct Liar(TcpStream);
-
-impl Liar {
-    fn new(addr: SocketAddr) -> Self {
-        Self::introduced(addr, |_| {}).0
-    }
-
-    /// What it says about itself can be changed; returns what the target said.
-    fn introduced(addr: SocketAddr, change: impl FnOnce(&mut [u8])) -> (Self, [u8; 104]) {
-        let mut stream = TcpStream::connect(addr).unwrap();
-        let mut introduction = [0; 104];
-        introduction[..8].copy_from_slice(&[7; 8]); // a session
-        introduction[16..20].copy_from_slice(&std::process::id().to_le_bytes());
-        let port = stream.local_addr().unwrap().port();
-        introduction[20..22].copy_from_slice(&port.to_le_bytes()); // a lane
-        change(&mut introduction);
-        let mut hello = preface(0);
-        hello.extend([104, 0]);
-        hello.extend(introduction);
-        stream.write_all(&hello).unwrap();
-        let mut welcome = [0; 107];
-        stream.read_exact(&mut welcome).unwrap();
-        assert_eq!(welcome[2], 0, "the handshake was refused");
-        (Self(stream), welcome[3..].try_into().unwrap())
-    }
-
-    fn frame(kind: u8, flags: u8, id: u64, meta: &[u8], payload_len: u64) -> Vec<u8> {
-        let mut out = vec![kind, flags, 0, 0];
-        out.extend((meta.len() as u32).to_le_bytes());
-        out.extend(id.to_le_bytes());
-        out.extend(payload_len.to_le_bytes());
-        out.extend(meta);
-        out
-    }
-
-    fn range(key: &[u8], addr: u64, len: u64) -> Vec<u8> {
-        let mut meta = key.to_vec();
-        meta.push(0);
-        meta.extend(addr.to_le_bytes());
-        meta.extend(len.to_le_bytes());
-        meta
-    }
-
-    /// The code of the next answer, which must have no payload.
-    fn code(&mut self) -> u16 {
-        let mut answer = [0; 24];
-        self.0.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        self.0.read_exact(&mut answer).unwrap();
-        assert_eq!((answer[0], &answer[16..]), (0x80, &[0; 8][..]));
-        u16::from_le_bytes([answer[2], answer[3]])
-    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{MAX_BACKOFF, MIN_BACKOFF, PeerInner, PeerState, Recovery};
+use crate::batch::Ticket;
 use crate::error::Error;
 use crate::io::Message;
 use crate::lane::Lane;
@@ -49,12 +50,16 @@ impl PeerInner {
             }
             same
         });
-        if !closed {
+        lane.set_up();
+        // It may have gone away while it was being probed.
+        if !closed && !lane.is_draining() {
             state.lanes.push(Arc::clone(lane));
         }
         self.ask_supersede(&mut state, lane);
         drop(state);
         for slice in orphans {
+            // Most likely the other process is gone. If this address has only come to lead elsewhere, it is not.
+            slice.ticket.iter().for_each(Ticket::doubt);
             self.end(slice, Error::PeerRestarted { peer: self.addr });
         }
         if closed {
@@ -130,10 +135,9 @@ impl PeerInner {
             false => Error::Disconnected { peer: self.addr, detail: cause.to_owned() },
         };
         let mut state = lock(&self.state);
-        let was_up = state.lanes.iter().any(|l| Arc::ptr_eq(l, lane));
         state.lanes.retain(|l| !Arc::ptr_eq(l, lane));
-        if !was_up && !lane.is_draining() {
-            // It never came up: a failed connection.
+        if !lane.has_been_up() {
+            // A failed connection.
             state.dialling = state.dialling.saturating_sub(1);
             state.failures += 1;
             state.next_dial = Some(Instant::now() + backoff(state.failures));
@@ -149,6 +153,7 @@ impl PeerInner {
         let mut retry = Vec::new();
         for (slice, touched) in slices {
             if closed {
+                slice.ticket.iter().filter(|_| touched).for_each(Ticket::doubt);
                 ended.push(slice);
             } else if touched {
                 retry.push(slice);
@@ -203,10 +208,10 @@ impl PeerInner {
             ended.extend(state.pending.drain(..));
             ended.append(&mut state.delayed);
             self.waiting.store(0, Ordering::Release);
-            for recovery in &mut state.recovering {
+            for mut recovery in std::mem::take(&mut state.recovering) {
+                recovery.slices.iter().flat_map(|s| &s.ticket).for_each(Ticket::doubt);
                 ended.append(&mut recovery.slices);
             }
-            state.recovering.clear();
         }
         state.last_error = Some(error.clone());
         drop(state);
@@ -268,6 +273,7 @@ impl PeerInner {
         }
         if closed {
             for recovery in std::mem::take(&mut state.recovering) {
+                recovery.slices.iter().flat_map(|s| &s.ticket).for_each(Ticket::doubt);
                 ended.extend(recovery.slices.into_iter().map(|s| (s, Error::ShutDown)));
             }
         }

@@ -1,6 +1,8 @@
 //! What the network tests share: a target, a TCP proxy that misbehaves on demand.
 #![allow(dead_code, clippy::unwrap_used)] // each test program uses its part of it; tests
 
+pub(crate) mod raw;
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
