@@ -106,6 +106,11 @@ impl HostJob {
         Self { id, way, bytes, event, region, ours, theirs, our_cursor, their_cursor, done: 0 }
     }
 
+    /// Bytes of memory that its lists take.
+    pub(crate) fn held(&self) -> u64 {
+        (size_of_val(&*self.ours) + size_of_val(&*self.theirs)) as u64
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.done == self.bytes
     }

@@ -15,7 +15,7 @@ use crate::initiator::{Control, Initiator};
 use crate::memory::{Memory, OwnedMemory};
 use crate::region::{Access, Region, RegionTable};
 use crate::request::Range;
-use crate::responder::{Errand, Responder};
+use crate::responder::{Call, Errand, MAX_HELD_BYTES, Responder};
 use crate::seam::Gather;
 use crate::service::{Service, Session};
 use crate::settings::Limits;
@@ -659,7 +659,7 @@ fn a_recorded_hello_opens_nothing() {
 }
 
 #[test]
-fn a_call_is_an_errand_and_its_answer_comes_back() {
+fn a_call_is_for_the_handler_and_its_answer_comes_back() {
     let world = World::new(10);
     let batch = BatchState::with_requests(&world.counters, 1);
     let (mut initiator, mut responder) = (Initiator::new(addr(), 1 << 20), world.responder());
@@ -669,7 +669,8 @@ fn a_call_is_an_errand_and_its_answer_comes_back() {
     initiator.push(&mut slice, 0);
     batch.seal();
     while step(&mut initiator, &mut responder, 5, 5) {}
-    let Some(Errand::Call { id, request }) = responder.errands.pop() else { panic!("no errand") };
+    assert_eq!(responder.next_call(0), None);
+    let Some(Call { id, request }) = responder.next_call(1) else { panic!("no call") };
     assert_eq!(request, b"question");
     responder.answer_call(id, Ok(b"answer".to_vec()));
     while step(&mut initiator, &mut responder, 5, 5) {}
@@ -765,4 +766,66 @@ fn a_write_in_progress_is_refused_when_its_region_is_revoked() {
     let header = Header::from_bytes(copied(&out, LEN).first_chunk().unwrap());
     assert_eq!(header.code, crate::error::Refusal::Revoked as u16);
     assert_eq!(contents(&world.there)[24..], before[24..]);
+}
+
+/// Whoever asks and takes no answers is not read any further when what waits for it has a certain size: lists of ranges, messages
+/// to the handler, answers of the handler.
+#[test]
+fn what_waits_for_a_peer_is_bounded() {
+    let world = World::new(10);
+    let most = MAX_HELD_BYTES;
+    // Reads of many small ranges.
+    let mut responder = world.responder();
+    let mut meta = world.remote.inner.key.0.to_vec();
+    let ranges: Vec<_> =
+        (0..4000).map(|i| Range { at: world.remote.addr() + i % 7, len: 1 + i % 2 }).collect();
+    wire::put_ranges(&mut meta, &ranges);
+    let mut read = Header { kind: Kind::Read as u8, meta_len: meta.len() as u32, ..Header::answer(1, 0, 0) };
+    let each = 4000 * size_of::<Range>() as u64;
+    for count in 0..most.div_ceil(each) {
+        assert!(responder.wants_input(), "stops after {count}");
+        read.id = count;
+        responder.feed(&[&read.to_bytes()[..], &meta].concat()).unwrap();
+    }
+    assert!(!responder.wants_input(), "goes on with {} reads unanswered", most.div_ceil(each));
+    // One answer leaves, and there is room again.
+    responder.sent(24 + 6000);
+    assert!(responder.wants_input());
+
+    // Messages to the handler, which has none at the moment.
+    let call = |number: u64, request: &[u8]| {
+        let meta = [number.to_le_bytes(), 0_u64.to_le_bytes()].concat();
+        let header = Header {
+            kind: Kind::Call as u8,
+            meta_len: meta.len() as u32,
+            ..Header::answer(number, 0, request.len() as u64)
+        };
+        [&header.to_bytes()[..], &meta, request].concat()
+    };
+    let mut responder = world.responder();
+    let mut number = 0;
+    while responder.wants_input() {
+        responder.feed(&call(number, &vec![1; 8 << 20])).unwrap();
+        number += 1;
+    }
+    assert_eq!(number, most / (8 << 20));
+    // It takes two at a time, and nothing more while too many answers wait, which also come to a bound.
+    for _ in 0..2 {
+        responder.next_call(2).unwrap();
+        assert!(responder.wants_input());
+        responder.feed(&call(number, &vec![1; 8 << 20])).unwrap();
+        number += 1;
+    }
+    assert_eq!(responder.next_call(2), None);
+    let mut responder = world.responder();
+    (1000..1100).for_each(|number| responder.feed(&call(number, b"")).unwrap());
+    let mut answered = 0;
+    while let Some(Call { id, .. }) = responder.next_call(1) {
+        responder.answer_call(id, Ok(vec![0; 4 << 20]));
+        answered += 1;
+    }
+    assert_eq!(answered, most / (4 << 20));
+    assert!(!responder.wants_input() && responder.has_unsent());
+    responder.sent(24 + (4 << 20));
+    assert!(responder.wants_input() && responder.next_call(1).is_some());
 }

@@ -2,6 +2,7 @@
 //! for the memory itself: it never touches the socket, so a test can cut its streams anywhere.
 
 mod answers;
+mod calls;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -21,8 +22,10 @@ use crate::staging::{self, Outgoing};
 use crate::window::Seen;
 use crate::wire::{self, Event, FLAG_IMMEDIATE, HEADER_LEN, Header, Kind, Malformed, Reader};
 
-/// Payload of answers that may be queued before no more requests are taken off the socket.
-const MAX_QUEUED_BYTES: u64 = 64 << 20;
+pub(crate) use calls::Call;
+
+/// Memory that calls, lists of ranges and answers of one lane may take before no more requests are taken off the socket.
+pub(crate) const MAX_HELD_BYTES: u64 = 64 << 20;
 
 /// What the payload that is coming is for.
 enum Task {
@@ -62,8 +65,6 @@ struct Reply {
 /// What only the lane's holder can do.
 #[derive(Debug)]
 pub(crate) enum Errand {
-    /// Have the handler answer this call, then [`Responder::answer_call`].
-    Call { id: u64, request: Vec<u8> },
     /// Close this lane of the same session, then [`Responder::answer`].
     Supersede { id: u64, lane: u64 },
     /// Look for the challenge at this address of the peer's process, then [`Responder::set_host`].
@@ -83,10 +84,14 @@ pub(crate) struct Responder {
     front_sent: u64,
     front_cursor: Cursor,
     staged: Outgoing,
-    queued_bytes: u64,
+    /// Memory of answers that wait for the peer, and of lists of ranges.
+    held_bytes: u64,
     spare: Vec<Vec<Range>>,
     host: Option<HostPeer>,
     jobs: VecDeque<HostJob>,
+    /// For the handler; `open_calls` has those in it that are there already.
+    calls: VecDeque<Call>,
+    calls_bytes: u64,
     open_calls: usize,
     going_away: bool,
     pub(crate) errands: Vec<Errand>,
@@ -105,20 +110,22 @@ impl Responder {
             front_sent: 0,
             front_cursor: Cursor::default(),
             staged: Outgoing::default(),
-            queued_bytes: 0,
+            held_bytes: 0,
             spare: Vec::new(),
             host: None,
             jobs: VecDeque::new(),
+            calls: VecDeque::new(),
+            calls_bytes: 0,
             open_calls: 0,
             going_away: false,
             errands: Vec::new(),
         }
     }
 
-    /// Whether more requests should be taken off the socket: false while too many answers wait.
+    /// Whether more requests should be taken off the socket: false while too much waits for the handler or the peer.
     pub(crate) fn wants_input(&self) -> bool {
         let limit = self.service.limits.lane_requests.max(1);
-        self.queued_bytes < MAX_QUEUED_BYTES
+        self.held_bytes + self.calls_bytes < MAX_HELD_BYTES
             && self.replies.len() + self.jobs.len() + self.open_calls < 2 * limit
     }
 
@@ -279,7 +286,9 @@ impl Responder {
                 };
                 match region {
                     Ok(region) => {
-                        self.jobs.push_back(HostJob::new(id, way, region, ours, theirs, bytes, event))
+                        let job = HostJob::new(id, way, region, ours, theirs, bytes, event);
+                        self.held_bytes += job.held();
+                        self.jobs.push_back(job);
                     }
                     Err(code) => {
                         self.spare.push(ours);
@@ -407,8 +416,7 @@ impl Responder {
             Task::Message { kind: Kind::Call, id, event, bytes } => {
                 let code = self.session.once(event, || self.service.reserve_call());
                 if code == 0 {
-                    self.open_calls += 1;
-                    self.errands.push(Errand::Call { id, request: bytes });
+                    self.queue_call(Call { id, request: bytes });
                 } else {
                     self.answer(id, code);
                 }
@@ -434,13 +442,13 @@ impl Responder {
             let header = Header::from_bytes(&reply.head);
             if header.id == id && header.payload_len > 0 {
                 reply.head = Header::answer(id, Refusal::Cancelled as u16, 0).to_bytes();
-                self.queued_bytes -= reply.payload_len;
+                self.held_bytes -= reply.body.held();
                 reply.payload_len = 0;
                 reply.body = Body::None;
             }
         }
-        if let Some(at) = self.jobs.iter().position(|j| j.id == id) {
-            self.jobs.remove(at);
+        if let Some(job) = self.jobs.iter().position(|j| j.id == id).and_then(|at| self.jobs.remove(at)) {
+            self.held_bytes -= job.held();
             self.answer(id, Refusal::Cancelled as u16);
         }
     }
@@ -470,6 +478,7 @@ impl Responder {
                 Err(code) => Some(code),
             };
             let Some(job) = self.jobs.pop_front() else { return };
+            self.held_bytes -= job.held();
             let code = match code {
                 Some(code) => code as u16,
                 None => {
@@ -483,7 +492,8 @@ impl Responder {
             };
             self.answer(job.id, code);
             let (ours, theirs) = job.into_ranges();
-            self.spare.extend([ours, theirs]);
+            self.keep(ours);
+            self.keep(theirs);
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::handshake::Introduction;
 use crate::host::{self, HostPeer};
 use crate::io::{Interest, IoShared};
 use crate::lane::{AHEAD_LARGE, AHEAD_SMALL, Cause, LARGE, MAX_MOVE, SCRATCH, seal, with_scratch};
-use crate::responder::{Errand, Responder};
+use crate::responder::{Call, Errand, Responder};
 use crate::seam::{Gather, Scatter};
 use crate::service::Session;
 use crate::sync::lock;
@@ -174,6 +174,7 @@ impl ServerLane {
             core.responder.run_jobs(TURN as u64);
         }
         core.flush(&self.socket)?;
+        self.hand_over_calls(&mut core);
         let again = !drained && core.responder.wants_input() || core.responder.has_jobs();
         self.update_interest(&mut core);
         Ok(match (again, copied) {
@@ -184,12 +185,21 @@ impl ServerLane {
     }
 
     /// Adds the answer of a call, from a worker.
-    pub(crate) fn answer_call(&self, id: u64, answer: Result<Vec<u8>, String>) {
+    pub(crate) fn answer_call(self: &Arc<Self>, id: u64, answer: Result<Vec<u8>, String>) {
         let mut core = lock(&self.core);
         core.responder.answer_call(id, answer);
         if !self.closed.load(Ordering::Acquire) {
             let _ = core.flush(&self.socket);
+            self.hand_over_calls(&mut core);
             self.update_interest(&mut core);
+        }
+    }
+
+    /// Gives the workers as many calls as they may have of this lane.
+    fn hand_over_calls(self: &Arc<Self>, core: &mut ServerCore) {
+        while let Some(Call { id, request }) = core.responder.next_call(self.workers.count()) {
+            let caller = crate::transport::Caller { addr: self.from, session: self.session.id };
+            self.workers.submit(CallJob { lane: Arc::downgrade(self), id, caller, request });
         }
     }
 
@@ -203,11 +213,6 @@ impl ServerLane {
 
     fn run(self: &Arc<Self>, errand: Errand) -> Option<Done> {
         match errand {
-            Errand::Call { id, request } => {
-                let caller = crate::transport::Caller { addr: self.from, session: self.session.id };
-                self.workers.submit(CallJob { lane: Arc::downgrade(self), id, caller, request });
-                None
-            }
             Errand::Supersede { id, lane } => {
                 if lane == self.number {
                     return Some(Done::Answer(id, crate::Refusal::Unsupported as u16));

@@ -21,6 +21,7 @@ pub(crate) struct CallJob {
 
 /// See the module.
 pub(crate) struct Workers {
+    count: usize,
     jobs: Mutex<Option<Sender<CallJob>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -37,7 +38,16 @@ impl Workers {
                 .map_err(|e| Error::io("starting a worker thread", e))?;
             threads.push(thread);
         }
-        Ok(Arc::new(Self { jobs: Mutex::new(Some(sender)), threads: Mutex::new(threads) }))
+        Ok(Arc::new(Self {
+            count: threads.len(),
+            jobs: Mutex::new(Some(sender)),
+            threads: Mutex::new(threads),
+        }))
+    }
+
+    /// Calls that run at a time.
+    pub(crate) fn count(&self) -> usize {
+        self.count
     }
 
     pub(crate) fn submit(&self, job: CallJob) {

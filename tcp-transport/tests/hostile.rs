@@ -4,8 +4,10 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::raw::{Liar, is_closed, preface};
@@ -161,39 +163,6 @@ fn liars_inside_are_refused_or_closed_and_the_others_are_unharmed() {
     assert_eq!(target.transport.notifications().next(soon()).unwrap().bytes, b"hi");
     peer.ping(soon()).unwrap();
     assert_eq!(asker.transport.statistics().lanes_lost, 0);
-}
-
-/// The number of a lane names it when it is to be closed: a second one of the same session with that number is not let in.
-#[test]
-fn a_lane_number_is_used_once() {
-    let target = Target::new(builder(), 4096);
-    let same = |introduction: &mut [u8]| introduction[16..24].copy_from_slice(&[5; 8]);
-    let (mut first, _) = Liar::introduced(target.addr(), same);
-    let (second, _) = Liar::introduced(target.addr(), same);
-    assert!(is_closed(second.0).is_empty());
-    first.0.write_all(&Liar::frame(7, 0, 1, &[], 0)).unwrap();
-    assert_eq!(first.code(), 0, "the first one goes on");
-}
-
-/// After the answer to `supersede` nothing of the lane that it names is applied, not even what its socket still brings.
-#[test]
-fn a_superseded_lane_applies_nothing_more() {
-    let target = Target::new(builder(), 4096);
-    let good = target.region.descriptor();
-    let lane = |n: u8| move |introduction: &mut [u8]| introduction[16..24].copy_from_slice(&[n; 8]);
-    let (mut old, _) = Liar::introduced(target.addr(), lane(5));
-    let (mut new, _) = Liar::introduced(target.addr(), lane(6));
-    let range = Liar::range(&good.to_bytes()[..16], good.addr, 100);
-    old.0.write_all(&Liar::frame(2, 0, 1, &range, 100)).unwrap();
-    old.0.write_all(&[1; 40]).unwrap();
-    until("the first part is there", || target.bytes(39, 1) == [1]);
-    new.0.write_all(&Liar::frame(9, 0, 1, &[5; 8], 0)).unwrap();
-    assert_eq!(new.code(), 0);
-    let _ = old.0.write_all(&[1; 60]); // may find the connection closed
-    assert!(is_closed(old.0).is_empty(), "the old lane goes on");
-    assert_eq!(target.bytes(0, 100), [[1; 40].as_slice(), &[0; 60]].concat());
-    new.0.write_all(&Liar::frame(7, 0, 2, &[], 0)).unwrap();
-    assert_eq!(new.code(), 0, "the new lane goes on");
 }
 
 /// Copying between processes is for those who show the challenge in their own memory, and have said that they want it.
@@ -450,4 +419,45 @@ fn ten_thousand_connections_leave_others_unharmed() {
 fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap();
     text.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// The answers of calls that their caller does not read: the handler is not asked for more of them than a lane may hold.
+#[test]
+fn who_reads_no_answers_fills_no_memory() {
+    let answered = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&answered);
+    let handler = move |_: tcp_transport::Caller, request: &[u8]| {
+        if request == b"much" {
+            count.fetch_add(1, Ordering::SeqCst);
+            return Ok(vec![7; 1 << 20]);
+        }
+        Ok(Vec::new())
+    };
+    let target = Target::new(builder().handler(handler), 4096);
+    let asker = Asker::new(builder(), 4096);
+    let peer = asker.transport.peer(target.addr()).unwrap();
+    peer.connect(soon()).unwrap();
+    let calls = 200_u64;
+    let asked: Vec<u8> = (0..calls)
+        .flat_map(|n| {
+            let event = [n.to_le_bytes(), 0_u64.to_le_bytes()].concat();
+            [Liar::frame(6, 0, n, &event, 4), b"much".to_vec()].concat()
+        })
+        .collect();
+    let mut liar = Liar::new(target.addr());
+    liar.0.write_all(&asked).unwrap();
+    let answers = || answered.load(Ordering::SeqCst);
+    until("as many as may wait have been asked for", || answers() >= 64);
+    // If more had been handed to the handler, these would have to wait for them.
+    (0..4).for_each(|_| assert!(peer.call(b"little", soon()).unwrap().is_empty()));
+    // 64 MiB wait, and some are in the buffers of the two sockets.
+    assert!(answers() < 100, "{} answers of 1 MiB that nobody reads", answers());
+    // Whoever reads after all gets every one of them.
+    liar.0.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut answer = vec![0; 24 + (1 << 20)];
+    for _ in 0..calls {
+        liar.0.read_exact(&mut answer).unwrap();
+        assert_eq!((answer[0], &answer[2..4], answer[24]), (0x80, &[0, 0][..], 7));
+    }
+    assert_eq!(answers() as u64, calls);
 }

@@ -5,11 +5,34 @@ use std::sync::Arc;
 use super::{Body, Reply, Responder};
 use crate::error::Refusal;
 use crate::region::RegionInner;
+use crate::request::Range;
 use crate::seam::Gather;
 use crate::slice::Cursor;
 use crate::wire::{HEADER_LEN, Header};
 
+/// Lists that are kept for later requests.
+const SPARE: usize = 64;
+
+impl Body {
+    /// Bytes of this process's memory that it takes, besides the region's.
+    pub(super) fn held(&self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::Memory(_, ranges) => size_of_val(&**ranges) as u64,
+            Self::Bytes(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
 impl Responder {
+    /// Takes back a list that a request has used.
+    pub(super) fn keep(&mut self, mut ranges: Vec<Range>) {
+        if self.spare.len() < SPARE {
+            ranges.clear();
+            self.spare.push(ranges);
+        }
+    }
+
     /// Queues an answer without payload.
     pub(crate) fn answer(&mut self, id: u64, code: u16) {
         if code != 0 && code != Refusal::Busy as u16 {
@@ -22,24 +45,8 @@ impl Responder {
         self.answer(id, code as u16);
     }
 
-    /// Queues the answer of a call.
-    pub(crate) fn answer_call(&mut self, id: u64, answer: Result<Vec<u8>, String>) {
-        self.open_calls = self.open_calls.saturating_sub(1);
-        self.service.release_call();
-        let (code, bytes) = match answer {
-            Ok(bytes) if bytes.len() <= self.service.limits.message => (0, bytes),
-            Ok(_) => (Refusal::TooLarge as u16, Vec::new()),
-            Err(mut text) => {
-                let end = (0..=text.len().min(2000)).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
-                text.truncate(end);
-                (Refusal::CallFailed as u16, text.into_bytes())
-            }
-        };
-        self.reply(Header::answer(id, code, bytes.len() as u64), Body::Bytes(bytes));
-    }
-
     pub(super) fn reply(&mut self, header: Header, body: Body) {
-        self.queued_bytes += header.payload_len;
+        self.held_bytes += body.held();
         self.replies.push_back(Reply { head: header.to_bytes(), body, payload_len: header.payload_len });
     }
 
@@ -125,12 +132,9 @@ impl Responder {
             self.front_sent = 0;
             self.front_cursor = Cursor::default();
             self.staged.clear();
-            self.queued_bytes -= front.payload_len;
-            if let Some(Reply { body: Body::Memory(_, mut ranges), .. }) = self.replies.pop_front()
-                && self.spare.len() < 64
-            {
-                ranges.clear();
-                self.spare.push(ranges);
+            self.held_bytes -= front.body.held();
+            if let Some(Reply { body: Body::Memory(_, ranges), .. }) = self.replies.pop_front() {
+                self.keep(ranges);
             }
         }
     }
@@ -147,7 +151,7 @@ impl Responder {
             }
             let id = Header::from_bytes(&reply.head).id;
             reply.head = Header::answer(id, Refusal::Revoked as u16, 0).to_bytes();
-            self.queued_bytes -= reply.payload_len;
+            self.held_bytes -= reply.body.held();
             reply.payload_len = 0;
             reply.body = Body::None;
         }

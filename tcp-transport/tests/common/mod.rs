@@ -107,6 +107,15 @@ pub(crate) enum Mode {
     Split = 3,
     /// Waits a little before every piece.
     Delay = 4,
+    /// Keeps what goes to the target until it is told to let go, whatever becomes of the other side and of the mode.
+    Hold = 5,
+}
+
+/// What [`Mode::Hold`] keeps.
+#[derive(Default)]
+struct Held {
+    bytes: AtomicU64,
+    released: AtomicBool,
 }
 
 pub(crate) struct Proxy {
@@ -117,6 +126,7 @@ pub(crate) struct Proxy {
     streams: Arc<Mutex<Vec<TcpStream>>>,
     /// After so many more bytes towards the target, everything is reset.
     fuse: Arc<AtomicU64>,
+    held: Arc<Held>,
     pub(crate) connections: Arc<AtomicU64>,
 }
 
@@ -130,9 +140,11 @@ impl Proxy {
             target: Arc::new(Mutex::new(target)),
             streams: Arc::default(),
             fuse: Arc::new(AtomicU64::new(u64::MAX)),
+            held: Arc::default(),
             connections: Arc::default(),
         };
         let (mode, streams, target) = (this.mode.clone(), this.streams.clone(), this.target.clone());
+        let held = this.held.clone();
         let (accepting, fuse, connections) =
             (this.accepting.clone(), this.fuse.clone(), this.connections.clone());
         std::thread::spawn(move || {
@@ -150,7 +162,8 @@ impl Proxy {
                     [(a.try_clone().unwrap(), b.try_clone().unwrap(), true), (b, a, false)]
                 {
                     let (mode, streams, fuse) = (mode.clone(), streams.clone(), fuse.clone());
-                    std::thread::spawn(move || pump(from, to, forward, &mode, &streams, &fuse));
+                    let held = held.clone();
+                    std::thread::spawn(move || pump(from, to, forward, &mode, &streams, &fuse, &held));
                 }
             }
         });
@@ -173,6 +186,15 @@ impl Proxy {
         self.fuse.store(bytes, Ordering::SeqCst);
     }
 
+    /// Bytes that are held up, or have been let go and may still be on their way into the target.
+    pub(crate) fn holds(&self) -> u64 {
+        self.held.bytes.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn release(&self) {
+        self.held.released.store(true, Ordering::SeqCst);
+    }
+
     pub(crate) fn cut(&self) {
         reset(&self.streams);
     }
@@ -191,6 +213,7 @@ fn pump(
     mode: &AtomicU8,
     streams: &Mutex<Vec<TcpStream>>,
     fuse: &AtomicU64,
+    held: &Held,
 ) {
     let mut buffer = vec![0; 64 << 10];
     // TCP never loses the middle of a stream: a connection that has lost bytes stays silent.
@@ -206,6 +229,20 @@ fn pump(
         silent |= now == Mode::Stall as u8 || (now == Mode::HalfOpen as u8 && !forward);
         if silent {
             continue; // swallowed
+        }
+        if now == Mode::Hold as u8 && forward {
+            let mut kept = buffer[..n].to_vec();
+            held.bytes.fetch_add(n as u64, Ordering::SeqCst);
+            while let Ok(n @ 1..) = from.read(&mut buffer) {
+                kept.extend_from_slice(&buffer[..n]);
+                held.bytes.fetch_add(n as u64, Ordering::SeqCst);
+            }
+            until("what is held is let go", || held.released.load(Ordering::SeqCst));
+            // The target closes its side when it has taken all of it in, or has done so before.
+            let _ = to.write_all(&kept).and_then(|()| to.shutdown(Shutdown::Write));
+            while let Ok(1..) = to.read(&mut buffer) {}
+            held.bytes.fetch_sub(kept.len() as u64, Ordering::SeqCst);
+            break;
         }
         if now == Mode::Delay as u8 {
             std::thread::sleep(Duration::from_micros(300));
