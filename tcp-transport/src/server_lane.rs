@@ -217,10 +217,7 @@ impl ServerLane {
                 if lane == self.number {
                     return Some(Done::Answer(id, crate::Refusal::Unsupported as u16));
                 }
-                if let Some(old) = self.session.lane(lane) {
-                    old.close();
-                    self.session.remove(lane);
-                }
+                self.session.supersede(lane);
                 Some(Done::Answer(id, 0))
             }
             Errand::HostProbe { id, address } => {

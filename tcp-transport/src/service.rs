@@ -1,6 +1,6 @@
 //! What the answering sides of all lanes share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -28,8 +28,19 @@ pub(crate) struct Service {
 pub(crate) struct Session {
     pub(crate) id: u128,
     pub(crate) events: Mutex<Window>,
-    lanes: Mutex<HashMap<u64, Weak<ServerLane>>>,
+    lanes: Mutex<Lanes>,
 }
+
+#[derive(Default)]
+struct Lanes {
+    open: HashMap<u64, Weak<ServerLane>>,
+    /// Numbers that were superseded last.
+    superseded: VecDeque<u64>,
+}
+
+/// Superseded numbers that a session remembers. A lane can be superseded while its own thread has yet to add it, at most one for
+/// each connection that is being made; the dialling side makes a few at a time.
+const MAX_SUPERSEDED: usize = 256;
 
 /// Sessions without a lane are forgotten when there are more than this, which bounds memory; an event that is sent again
 /// after that could be delivered twice, so it is far above what lives within one request's deadline.
@@ -69,26 +80,37 @@ impl Service {
 }
 
 impl Session {
-    /// Adds a lane; false if the number is taken, which only a recording or a liar would try.
+    /// Adds a lane; false if the number is taken, which only a recording or a liar would try, or has been superseded already.
     pub(crate) fn add(&self, number: u64, lane: &Arc<ServerLane>) -> bool {
-        let mut lanes = lock(&self.lanes);
-        lanes.retain(|_, l| l.strong_count() > 0);
-        if lanes.contains_key(&number) {
+        let Lanes { open, superseded } = &mut *lock(&self.lanes);
+        open.retain(|_, l| l.strong_count() > 0);
+        if open.contains_key(&number) || superseded.contains(&number) {
             return false;
         }
-        lanes.insert(number, Arc::downgrade(lane));
+        open.insert(number, Arc::downgrade(lane));
         true
     }
 
     pub(crate) fn remove(&self, number: u64) {
-        lock(&self.lanes).remove(&number);
+        lock(&self.lanes).open.remove(&number);
     }
 
-    pub(crate) fn lane(&self, number: u64) -> Option<Arc<ServerLane>> {
-        lock(&self.lanes).get(&number).and_then(Weak::upgrade)
+    /// Sees to it that nothing that comes over this lane is applied from now on, also if it is only about to be added.
+    pub(crate) fn supersede(&self, number: u64) {
+        let lane = {
+            let Lanes { open, superseded } = &mut *lock(&self.lanes);
+            if superseded.len() == MAX_SUPERSEDED {
+                superseded.pop_front();
+            }
+            superseded.push_back(number);
+            open.remove(&number)
+        };
+        if let Some(lane) = lane.as_ref().and_then(Weak::upgrade) {
+            lane.close();
+        }
     }
 
     fn has_lanes(&self) -> bool {
-        lock(&self.lanes).values().any(|l| l.strong_count() > 0)
+        lock(&self.lanes).open.values().any(|l| l.strong_count() > 0)
     }
 }

@@ -81,6 +81,23 @@ impl DeviceCopy for Slow {
     }
 }
 
+/// A lane may be superseded while it is being made: it is not let in any more.
+#[test]
+fn a_lane_is_superseded_even_before_it_is_there() {
+    let world = World::new();
+    let mut new = world.lane(6);
+    for (n, same) in [5, 5, 7].into_iter().enumerate() {
+        new.0.write_all(&Liar::frame(9, 0, n as u64, &[same; 8], 0)).unwrap();
+        assert_eq!(new.code(), 0);
+    }
+    for number in [5, 7] {
+        assert!(is_closed(world.lane(number).0).is_empty(), "lane {number} was let in");
+    }
+    let mut fresh = world.lane(8);
+    fresh.0.write_all(&Liar::frame(7, 0, 1, &[], 0)).unwrap();
+    assert_eq!(fresh.code(), 0);
+}
+
 /// A target with two I/O threads, which take turns with new lanes, and a region where copies last as long as the test wants.
 struct World {
     target: Target,
