@@ -718,6 +718,34 @@ fn a_read_whose_answer_has_another_length_is_refused() {
     }
 }
 
+/// What an answer may bring is bounded by what this side is willing to hold, before it holds any of it.
+#[test]
+fn answers_that_are_too_long_are_refused() {
+    let (limit, text) = (1000, 4096);
+    for (kind, code, payload, fine) in [
+        (Kind::Call, 0, limit, true),
+        (Kind::Call, 0, limit + 1, false),
+        (Kind::Call, 8, text, true),
+        (Kind::Call, 8, text + 1, false),
+        (Kind::Call, 5, text + 1, false),
+        (Kind::Notify, 0, 1, false),
+        (Kind::Notify, 1, u64::MAX, false),
+    ] {
+        let world = World::new(1);
+        let batch = BatchState::with_requests(&world.counters, 1);
+        let mut initiator = Initiator::new(addr(), limit);
+        let mut slice = Slice::empty(Instant::now() + Duration::from_secs(60));
+        (slice.kind, slice.event, slice.ticket) = (kind, Some(0), Some(batch.first_ticket(0)));
+        let id = initiator.push(&mut slice, 0);
+        let mut out = Gather::new();
+        initiator.gather(&mut out, usize::MAX);
+        let bytes = out.bytes() as u64;
+        initiator.sent(bytes);
+        let answer = Header::answer(id, code, payload).to_bytes();
+        assert_eq!(initiator.feed(&answer).is_ok(), fine, "{kind:?} code {code}: {payload} bytes");
+    }
+}
+
 /// Revoking turns answers that have not begun into refusals. One that has begun has promised its bytes: only closing the lane can
 /// end it.
 #[test]

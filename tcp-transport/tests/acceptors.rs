@@ -135,6 +135,40 @@ fn a_retry_waits_for_the_end_of_the_lane_that_was_lost() {
     assert_eq!((statistics.retries, statistics.requests_done, statistics.requests_failed), (1, 1, 0));
 }
 
+/// Who closes every connection is not dialled all the time.
+#[test]
+fn connections_that_fail_are_made_ever_more_rarely() {
+    let world = World::new(Deadlines::default());
+    let handle = world.write(100, Duration::from_millis(900));
+    let mut connections = 0;
+    until("the request has ended", || {
+        connections += u32::from(!world.acceptor.is_left_alone());
+        handle.poll().is_some()
+    });
+    // Pauses of 10, 20, 40, 80, 160 and 320 ms at least.
+    assert!((2..=12).contains(&connections), "{connections} connections in 900 ms");
+    let error = handle.wait().unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }) && error.to_string().contains("handshake"), "{error}");
+}
+
+/// A request that has lost its lane ends at its deadline, whatever becomes of the question. It is quiet when that is answered.
+#[test]
+fn a_deadline_is_kept_while_a_lost_lane_is_asked_about() {
+    let world = World::new(Deadlines::default());
+    let handle = world.write(100, Duration::from_millis(300));
+    let mut lane = world.acceptor.lane();
+    lane.asked();
+    lane.close();
+    let mut next = world.acceptor.lane();
+    let question = next.asked();
+    let result = handle.wait_until(soon()).expect("a request without an end");
+    assert!(matches!(result, Err(Error::Timeout { .. })), "{result:?}");
+    assert!(!handle.quiesced(Instant::now()), "the question has not been answered");
+    next.answer(question.id, 0);
+    assert!(handle.quiesced(soon()));
+    next.is_asked_nothing("it has ended");
+}
+
 /// What was on its way goes on, what is new goes elsewhere, and the lane is closed when nothing is on it any more.
 #[test]
 fn a_lane_that_goes_away_is_drained_and_closed() {

@@ -461,3 +461,44 @@ fn who_reads_no_answers_fills_no_memory() {
     }
     assert_eq!(answers() as u64, calls);
 }
+
+/// Who asks and takes no answers is given up like one who does not finish its requests.
+#[test]
+fn who_takes_no_answers_is_given_up() {
+    let target = Target::new(builder().deadlines(quick()), 1 << 20);
+    let good = target.region.descriptor();
+    let read = Liar::frame(1, 0, 1, &Liar::range(&good.to_bytes()[..16], good.addr, 1 << 20), 0);
+    let mut liar = Liar::new(target.addr());
+    until("it is there", || target.transport.statistics().connections == 1);
+    // More than the buffers of both sockets hold.
+    liar.0.write_all(&read.repeat(64)).unwrap();
+    until("it is given up", || target.transport.statistics().connections == 0);
+    assert!(target.transport.statistics().bytes_served_read >= 1 << 20);
+}
+
+/// Calls take room at the handler until they are answered, or nobody is there any more to be answered.
+#[test]
+fn who_leaves_gives_back_the_room_of_its_calls() {
+    let (release, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    let handler = move |_: tcp_transport::Caller, request: &[u8]| {
+        if request == b"slow" {
+            let _ = gate.lock().unwrap().recv_timeout(Duration::from_secs(20));
+        }
+        Ok(request.to_vec())
+    };
+    let limits = Limits { calls: 3, ..Limits::default() };
+    let target = Target::new(builder().handler(handler).limits(limits), 4096);
+    let mut liar = Liar::new(target.addr());
+    for n in 0..4_u64 {
+        let event = [n.to_le_bytes(), 0_u64.to_le_bytes()].concat();
+        liar.0.write_all(&[Liar::frame(6, 0, n, &event, 4), b"slow".to_vec()].concat()).unwrap();
+    }
+    assert_eq!(liar.code(), Refusal::Busy as u16, "there is room for three");
+    drop(liar);
+    until("it is gone", || target.transport.statistics().connections == 0);
+    (0..3).for_each(|_| release.send(()).unwrap());
+    let asker = Asker::new(builder(), 4096);
+    let peer = asker.transport.peer(target.addr()).unwrap();
+    assert_eq!(peer.call(b"quick", soon()).unwrap(), b"quick");
+}

@@ -98,9 +98,6 @@ impl IoThread {
             Ok(Accepted::Lane(lane)) => {
                 match self.shared.add_changes(lane.socket(), socket_token, Interest::READ) {
                     Ok(()) => {
-                        if self.draining {
-                            lane.go_away();
-                        }
                         self.put(socket_token, Source::Server(lane));
                     }
                     Err(_) => self.free.push(socket_token as u32),

@@ -308,3 +308,23 @@ fn backoff(failures: u32) -> Duration {
     let full = MIN_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(MAX_BACKOFF);
     full / 2 + full.mul_f64((random_u64() % 1024) as f64 / 2048.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// From 20 ms it doubles up to a second, and each time chance takes up to half of it off.
+    #[test]
+    fn pauses_double_up_to_a_second_and_differ() {
+        for (failures, full_ms) in
+            [(1, 20), (2, 40), (3, 80), (6, 640), (7, 1000), (40, 1000), (u32::MAX, 1000)]
+        {
+            let full = Duration::from_millis(full_ms);
+            let mut pauses: Vec<_> = (0..100).map(|_| backoff(failures)).collect();
+            assert!(pauses.iter().all(|&p| p >= full / 2 && p <= full), "{failures}: {pauses:?}");
+            pauses.sort_unstable();
+            // Whoever has lost a peer together does not come back to it together.
+            assert!(pauses[99] - pauses[0] > full / 8, "{failures}: {pauses:?}");
+        }
+    }
+}
