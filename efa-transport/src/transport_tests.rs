@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fabric_safe::{Mapping, PageKind};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 use crate::{Access, Batch, Config, Error, Op, Provider, Region, Request, Shape, Status, Transport};
 
@@ -108,6 +110,133 @@ fn moves_bytes(test: &str, provider: Provider, nics: usize) {
         assert!(most < LEN as u64 / 2, "one NIC has carried {most} of {LEN} bytes");
     }
     assert!(statistics.nics.iter().all(|nic| nic.in_flight == 0 && nic.queued == 0));
+}
+
+/// A request that is alone in its batch, with a region of its own kind on either side, in and out of bounds.
+#[derive(Debug, Clone)]
+struct Lone {
+    op: Op,
+    ours: usize,
+    theirs: usize,
+    local: u64,
+    remote: u64,
+    len: u64,
+    immediate: Option<u32>,
+    scattered: bool,
+}
+
+fn lone() -> impl Strategy<Value = Lone> {
+    let edge = LONE as u64;
+    // Mostly inside; now and then around an end.
+    let at = prop_oneof![6 => 0..edge / 2, 1 => edge - 20..edge + 5];
+    let len = prop_oneof![4 => 1_u64..9000, 1 => Just(1), 1 => edge / 2..edge + 10];
+    let ops = prop_oneof![Just(Op::Read), Just(Op::Write)];
+    let immediate = prop_oneof![4 => Just(None), 1 => any::<u32>().prop_map(Some)];
+    (ops, 0..2_usize, 0..3_usize, at.clone(), at, len, immediate, prop::bool::weighted(0.2)).prop_map(
+        |(op, ours, theirs, local, remote, len, immediate, scattered)| Lone {
+            op,
+            ours,
+            theirs,
+            local,
+            remote,
+            len,
+            immediate: immediate.filter(|_| op == Op::Write),
+            scattered,
+        },
+    )
+}
+
+/// Bytes of a region in the test below.
+const LONE: usize = 1 << 20;
+
+/// Catches: the short way of a lone request ends differently, moves other bytes, or counts differently than the way of all others.
+fn lone_requests_end_alike(test: &str, provider: Provider, nics: usize) {
+    let Some(a) = open(test, provider.clone(), nics, "a") else { return };
+    let Some(b) = open(test, provider, nics, "b") else { return };
+    let ours = [memory(&a, LONE), memory(&a, LONE)];
+    let map = || Arc::new(Mapping::anonymous(LONE, PageKind::Small).unwrap());
+    let theirs = [
+        memory(&b, LONE),
+        b.register(map(), Access::ALL.difference(Access::REMOTE_WRITE)).unwrap(),
+        b.register(map(), Access::ALL.difference(Access::REMOTE_READ)).unwrap(),
+    ];
+    let peer = a.add_or_update_peer(&b.local_descriptor()).unwrap();
+    b.add_or_update_peer(&a.local_descriptor()).unwrap();
+    a.warm_up(peer, soon()).unwrap();
+    let counts = || {
+        let (all, its) = (a.statistics(), a.peer_statistics(peer).unwrap());
+        let slices: u64 = all.nics.iter().map(|nic| nic.slices).sum();
+        [all.requests_done, all.requests_failed, slices, its.slices, its.bytes_read, its.bytes_written]
+    };
+    let contents = |region: &Region| {
+        let mut bytes = vec![0; LONE];
+        region.read(0, &mut bytes).unwrap();
+        bytes
+    };
+    let send = |lone: &Lone, shortcut: bool| {
+        let mut batch = Batch::new();
+        for (seed, region) in ours.iter().chain(&theirs).enumerate() {
+            region.write(0, &pattern(LONE, seed as u8)).unwrap();
+        }
+        let (from, to) = (&ours[lone.ours], &theirs[lone.theirs]);
+        let (local, remote) = (from.addr() + lone.local, to.addr() + lone.remote);
+        // Two parts that do not touch.
+        let parts = [(remote, lone.len / 2), (remote + lone.len / 2 + 1, lone.len - lone.len / 2)];
+        let request = Request { op: lone.op, ..Request::write(peer, from, local, remote, lone.len) };
+        let scattered = if lone.scattered { Shape::Scatter(&parts) } else { request.remote_shape };
+        let request = Request { immediate: lone.immediate, remote_shape: scattered, ..request };
+        let before = counts();
+        let outcome = match batch.push(request) {
+            Err(error) => Err(error.to_string()),
+            Ok(_) => {
+                let handle = a.core().submit_by(&mut batch, shortcut).unwrap();
+                let outcome = handle.wait().map_err(|error| error.to_string());
+                assert!(handle.quiesced(soon()));
+                outcome
+            }
+        };
+        let after = counts();
+        let counted: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+        let all = || ours.iter().chain(&theirs);
+        let mut expected: Vec<Vec<u8>> = (0..5).map(|seed| pattern(LONE, seed)).collect();
+        if outcome.is_ok() {
+            // A range may reach over into the region behind, where that is next to it in memory.
+            let place = |addr: u64| {
+                let region =
+                    all().position(|region| (region.addr()..region.addr() + region.len()).contains(&addr));
+                let region = region.expect("it was in bounds");
+                (region, (addr - all().nth(region).unwrap().addr()) as usize)
+            };
+            let there = (0..lone.len).map(|n| remote + n + u64::from(lone.scattered && n >= lone.len / 2));
+            let moved: Vec<_> =
+                (local..).zip(there).map(|(here, there)| (place(here), place(there))).collect();
+            for (here, there) in moved {
+                let (from, to) = if lone.op == Op::Write { (here, there) } else { (there, here) };
+                expected[to.0][to.1] = expected[from.0][from.1];
+            }
+        }
+        settle(|| all().map(contents).eq(expected.iter().cloned()));
+        (outcome, counted)
+    };
+    let cases = ProptestConfig::with_cases(ProptestConfig::default().cases.min(48));
+    let mut runner = TestRunner::new(ProptestConfig { source_file: Some(file!()), ..cases });
+    let outcome = runner.run(&lone(), |lone| {
+        let (short, long) = (send(&lone, true), send(&lone, false));
+        prop_assert_eq!(&short.0, &long.0);
+        prop_assert_eq!(short.1, long.1, "what was counted");
+        Ok(())
+    });
+    outcome.unwrap();
+}
+
+#[test]
+fn lone_requests_end_alike_over_shm() {
+    lone_requests_end_alike("lone_requests_end_alike_over_shm", Provider::Shm, 1);
+}
+
+#[test]
+fn lone_requests_end_alike_over_net_with_three_nics() {
+    lone_requests_end_alike("lone_requests_end_alike_over_net_with_three_nics", Provider::Net, 3);
 }
 
 /// Providers without delivery completion may be a moment late.
