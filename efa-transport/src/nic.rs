@@ -111,8 +111,11 @@ impl Nic {
     /// An endpoint on this NIC, with its receives posted.
     pub(crate) fn open_endpoint(&self) -> Result<Endpoint, Error> {
         let fail = |error| Error::fabric(format!("opening an endpoint on NIC {}", self.name), error);
-        // A provider that refuses an event queue or a counter needs none.
-        let endpoint = self.enable(true).or_else(|_| self.enable(false)).map_err(fail)?;
+        let endpoint =
+            with_what_is_taken(self.troubles.as_ref(), self.served.as_ref(), |troubles, served| {
+                self.enable(troubles, served)
+            })
+            .map_err(fail)?;
         *self.address.lock() = endpoint.name().map_err(fail)?;
         if self.bounce.is_some() {
             for index in 0..RECEIVES.min(endpoint.receive_depth()) {
@@ -122,14 +125,18 @@ impl Nic {
         Ok(endpoint)
     }
 
-    fn enable(&self, extras: bool) -> Result<Endpoint, fabric_safe::Error> {
+    fn enable(
+        &self,
+        troubles: Option<&EventQueue>,
+        served: Option<&Counter>,
+    ) -> Result<Endpoint, fabric_safe::Error> {
         let mut endpoint = Endpoint::open(&self.domain, &self.info)?
             .bind_address_vector(&self.vector)?
             .bind_completion_queue(&self.queue, Direction::Both)?;
-        if let Some(troubles) = self.troubles.as_ref().filter(|_| extras) {
+        if let Some(troubles) = troubles {
             endpoint = endpoint.bind_event_queue(troubles)?;
         }
-        if let Some(served) = self.served.as_ref().filter(|_| extras) {
+        if let Some(served) = served {
             endpoint =
                 endpoint.bind_counter(served, CounterEvents::REMOTE_READ | CounterEvents::REMOTE_WRITE)?;
         }
@@ -139,6 +146,12 @@ impl Nic {
     /// Reads and writes of peers that have ended here, where the provider counts them; 0 elsewhere.
     pub(crate) fn served(&self) -> u64 {
         self.served.as_ref().map_or(0, Counter::value)
+    }
+
+    /// Whether it does.
+    #[cfg(test)]
+    pub(crate) fn counts_served(&self) -> bool {
+        self.served.is_some()
     }
 
     /// What the provider has reported besides completions.
@@ -186,9 +199,57 @@ impl Nic {
     }
 }
 
+/// Opens with both, or with the one that the provider takes, or with neither: each is refused for itself. Without the counter a
+/// target is slower; without the queue the `efa` provider ends the process where it would have reported. So the queue comes first.
+fn with_what_is_taken<Q, C, T, E>(
+    troubles: Option<&Q>,
+    served: Option<&C>,
+    mut open: impl FnMut(Option<&Q>, Option<&C>) -> Result<T, E>,
+) -> Result<T, E> {
+    let mut outcome = open(troubles, served);
+    if troubles.is_some() && served.is_some() {
+        outcome = outcome.or_else(|_| open(troubles, None)).or_else(|_| open(None, served));
+    }
+    if troubles.is_some() || served.is_some() {
+        outcome = outcome.or_else(|_| open(None, None));
+    }
+    outcome
+}
+
 fn memory(len: usize) -> Result<Arc<Mapping>, Error> {
     let mapping = Mapping::anonymous(len, PageKind::Small).map_err(|source| {
         Error::fabric("allocating a page", fabric_safe::Error::System { what: "mmap", source })
     })?;
     Ok(Arc::new(mapping))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is bound in the end, by a provider that refuses some, and how often was tried.
+    fn bound(has: (bool, bool), refuses: (bool, bool), broken: bool) -> (Result<(bool, bool), ()>, usize) {
+        let mut tries = 0;
+        let (troubles, served) = (has.0.then_some(()), has.1.then_some(()));
+        let outcome = with_what_is_taken(troubles.as_ref(), served.as_ref(), |troubles, served| {
+            tries += 1;
+            let refused = broken || troubles.is_some() && refuses.0 || served.is_some() && refuses.1;
+            if refused { Err(()) } else { Ok((troubles.is_some(), served.is_some())) }
+        });
+        (outcome, tries)
+    }
+
+    /// Catches: an event queue that is lost because of the counter beside it, or the other way round.
+    #[test]
+    fn each_extra_is_given_up_for_itself() {
+        let both = (true, true);
+        assert_eq!(bound(both, (false, false), false), (Ok(both), 1));
+        assert_eq!(bound(both, (false, true), false), (Ok((true, false)), 2), "the queue stays");
+        assert_eq!(bound(both, (true, false), false), (Ok((false, true)), 3), "the counter stays");
+        assert_eq!(bound(both, both, false), (Ok((false, false)), 4));
+        assert_eq!(bound((true, false), both, false), (Ok((false, false)), 2));
+        assert_eq!(bound((false, true), both, false), (Ok((false, false)), 2));
+        assert_eq!(bound((false, false), both, false), (Ok((false, false)), 1));
+        assert_eq!(bound(both, both, true), (Err(()), 4));
+    }
 }
