@@ -77,6 +77,12 @@ impl Transport {
         Ok(Self(Arc::new(Handle { core, thread: Mutex::new(Some(thread)) })))
     }
 
+    /// What the handles share.
+    #[cfg(test)]
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.0.core
+    }
+
     /// Which path transfers take.
     #[must_use]
     pub fn describe(&self) -> Description {
