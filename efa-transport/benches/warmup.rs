@@ -1,4 +1,8 @@
 //! `cargo xtask bench warmup`: connecting 16 cards to 16 before the first transfer, beside doing every pair in turn.
+//!
+//! Each round is a fresh pair of processes, which has one first submit: a write in one round, a read in the next. It is compared
+//! with the median of later ones of the same pair, and what is reported are medians over the pairs. The memory has been used
+//! before, as that of EFA cards always has, because registering it pins it.
 
 #[allow(dead_code)] // each benchmark uses a part of it
 #[path = "common/mod.rs"]
@@ -6,15 +10,26 @@ mod bare;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bare::{Bare, providers, serve_bare};
 use benchkit::{Bench, Latencies, Metric, Result};
 use common::{Target, memory, soon};
+use efa_transport::Op;
 use efa_transport::{Batch, Request, Transport};
 
 const CARDS: usize = 16;
 const LEN: usize = 1 << 20;
+/// Submits after the first one: as many again as go over lanes that are new to requests, and those that count as steady.
+const EARLY: usize = 2 * CARDS;
+const STEADY: usize = 200;
+
+/// First submits of one kind, and the medians of the later ones of the same pairs.
+struct Submits {
+    op: Op,
+    first: Latencies,
+    steady: Latencies,
+}
 
 fn milliseconds(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
@@ -31,9 +46,9 @@ fn main() -> Result<()> {
             eprintln!("SKIP: warmup {case}: {error}");
             continue;
         }
-        let mut first = Latencies::new();
-        let mut steady = Latencies::new();
-        let mut rails = 0;
+        let new = |op| Submits { op, first: Latencies::new(), steady: Latencies::new() };
+        let mut submits = [new(Op::Write), new(Op::Read)];
+        let (mut rails, mut pairs) = (0, 0);
         bench.case(format!("step=warm_up {case}")).compare(
             Metric::Time,
             "one pair after the other, all 256",
@@ -42,26 +57,39 @@ fn main() -> Result<()> {
                 let transport = Transport::open(common::config(provider, CARDS, "initiator"))?;
                 let region = memory(&transport, LEN);
                 let mut target = Target::start(provider, CARDS, "target", LEN);
+                region.write(0, &vec![1; LEN])?;
+                target.fill(1);
                 let start = Instant::now();
                 let peer = target.meet(&transport);
                 let warm = transport.warm_up(peer, soon())?;
                 let took = milliseconds(start);
                 rails = warm.rails;
+                let of_this_pair = &mut submits[pairs % 2];
+                pairs += 1;
+                let make = if of_this_pair.op == Op::Write { Request::write } else { Request::read };
                 let mut batch = Batch::new();
-                for round in 0..200 {
-                    batch.push(Request::write(peer, &region, region.addr(), target.addr, 4096))?;
+                let mut later = Latencies::new();
+                for submit in 0..1 + EARLY + STEADY {
+                    batch.push(make(peer, &region, region.addr(), target.addr, 4096))?;
                     let start = Instant::now();
                     transport.submit(&mut batch)?.wait()?;
-                    if round == 0 { first.record(start.elapsed()) } else { steady.record(start.elapsed()) }
+                    match submit {
+                        0 => of_this_pair.first.record(start.elapsed()),
+                        _ if submit > EARLY => later.record(start.elapsed()),
+                        _ => {}
+                    }
                 }
+                of_this_pair.steady.record(Duration::from_secs_f64(later.p50_us() / 1e6));
                 transport.shutdown(soon());
                 Ok(took)
             },
             || {
                 // One endpoint for each of the 256 pairs would be more than any card has to connect; sixteen bare cards, each
-                // connected by one operation, sixteen times over, are the round trips that the other way takes.
-                let mut bare = Bare::start(provider, CARDS, LEN)?;
+                // connected by one operation, sixteen times over, are the round trips that the other way takes. What it has to ask
+                // the peer before each of them is left out.
+                let mut bare = Bare::apart(provider, CARDS, LEN)?;
                 let start = Instant::now();
+                bare.connect()?;
                 for _ in 0..CARDS {
                     for card in 0..CARDS {
                         bare.one(card, false, 8)?;
@@ -70,10 +98,11 @@ fn main() -> Result<()> {
                 Ok(milliseconds(start))
             },
         )?;
-        if !first.is_empty() {
-            eprintln!("{case}: {rails} rails warmed");
+        for Submits { op, first, steady } in submits.iter_mut().filter(|submits| !submits.first.is_empty()) {
+            let op = if *op == Op::Write { "write" } else { "read" };
+            eprintln!("{case}: {rails} rails warmed, {} first {op}s", first.len());
             // The first submit, against twice the steady median.
-            bench.case(format!("step=first_submit size=4096 {case}")).target(0.5).count(
+            bench.case(format!("step=first_submit op={op} size=4096 {case}")).target(0.5).count(
                 Metric::LatencyP50,
                 first.p50_us(),
                 Some(("steady p50", steady.p50_us())),

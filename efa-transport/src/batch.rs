@@ -176,6 +176,14 @@ impl BatchState {
         Ok(())
     }
 
+    /// Takes the peer for what `table` says, in this batch alone.
+    pub(crate) fn take_peer_for(&mut self, table: &Arc<PeerTable>) {
+        for party in &mut self.parties {
+            // No peer's table gets so far: the next batch will look again.
+            (party.table, party.version) = (Arc::clone(table), u64::MAX);
+        }
+    }
+
     /// Lets go of peers.
     pub(crate) fn clear(&mut self) {
         self.requests.clear();

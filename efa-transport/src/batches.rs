@@ -117,6 +117,9 @@ impl Core {
             batches.free.push(slot);
             return Err(error);
         }
+        if let (Some(table), Some(state)) = (&batch.table, Arc::get_mut(&mut entry.state)) {
+            state.take_peer_for(table);
+        }
         entry.taken = true;
         Ok((slot, Arc::clone(&entry.state)))
     }

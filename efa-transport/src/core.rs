@@ -178,7 +178,7 @@ impl Core {
                         nics: chunk.nics >> fabric.range.start,
                         keys: 0,
                     },
-                    region.registered.regions(index).map(|(_, mr)| mr.key()).collect::<Vec<u64>>(),
+                    region.keys_of(index),
                 ));
             }
         }
@@ -203,6 +203,7 @@ impl Core {
             fabric: fabric.name.clone(),
             device: fabric.device,
             virtual_addressing: fabric.lanes[0].nic.info.virtual_addressing(),
+            scratch: true,
             every_rail: self.every_rail.load(Ordering::Relaxed),
             immediate_bytes: fabric.immediate_bytes as u8,
             nics: nics.collect(),
@@ -242,6 +243,11 @@ impl Core {
             for lane in self.lanes.iter().filter(|lane| !fabric.range.contains(&lane.index)) {
                 lane.forget(peer.id.slot);
             }
+        }
+        if added != Added::Unchanged {
+            // It will call before long, and wants an answer then. Where nothing tells the progress thread that it does, the pauses
+            // begin with short ones.
+            self.wake_progress();
         }
         if !table.open {
             self.events.push(Event::PeerStale { peer: peer.id, name: peer.name.clone() });

@@ -14,6 +14,8 @@ const MAGIC: [u8; 4] = *b"WfEd";
 const ONE_FABRIC: u16 = 1;
 /// Raised when the layout changes in a way that older readers cannot skip.
 const VERSION: u16 = 2;
+/// Beside what the cards do by themselves: [`OnFabric::scratch`].
+const SCRATCH: u8 = 1 << 4;
 /// Fabrics that a descriptor may name, open and closed ones each: more than libfabric has for any card.
 const MAX_FABRICS: usize = 4;
 
@@ -50,6 +52,9 @@ pub(crate) struct OnFabric {
     pub(crate) device: Device,
     /// Whether operations name remote memory by its virtual address, or by the offset into the chunk.
     pub(crate) virtual_addressing: bool,
+    /// Peers may write the few bytes that they probe, too: they are nobody's. Not so where the descriptor is made of
+    /// [`Parts`](crate::Parts).
+    pub(crate) scratch: bool,
     /// Its operations may come over rails other than those that both sides expect: cards want to know all of its.
     pub(crate) every_rail: bool,
     /// The bytes of an immediate that arrive.
@@ -69,7 +74,7 @@ pub(crate) struct NicEntry {
     pub(crate) link_mbps: u32,
     /// NUMA node, `u16::MAX` if unknown.
     pub(crate) numa: u16,
-    /// A few bytes that anyone may read: address and key, as the provider wants them.
+    /// A few bytes that anyone may read (and write, if [`OnFabric::scratch`]): address and key, as the provider wants them.
     pub(crate) probe: (u64, u64),
 }
 
@@ -112,7 +117,7 @@ impl Descriptor {
     /// The oldest that can say it.
     fn version(&self) -> u16 {
         match &self.fabrics[..] {
-            [on] if self.on_request.is_empty() && on.device == Device::default() => ONE_FABRIC,
+            [on] if self.on_request.is_empty() && on.device == Device::default() && !on.scratch => ONE_FABRIC,
             _ => VERSION,
         }
     }
@@ -174,6 +179,7 @@ impl OnFabric {
             fabric: fabric.into(),
             device: Device::default(),
             virtual_addressing: false,
+            scratch: false,
             every_rail: false,
             immediate_bytes: 0,
             nics: Vec::new(),
@@ -185,7 +191,8 @@ impl OnFabric {
     fn encode(&self, version: u16, out: &mut Vec<u8>) {
         put_text(out, &self.fabric);
         if version > ONE_FABRIC {
-            out.push(answer(self.device.reads) | answer(self.device.writes) << 2);
+            let scratch = if self.scratch { SCRATCH } else { 0 };
+            out.push(answer(self.device.reads) | answer(self.device.writes) << 2 | scratch);
         }
         out.push(u8::from(self.virtual_addressing));
         out.push(u8::from(self.every_rail));
@@ -215,9 +222,11 @@ impl OnFabric {
 
     fn decode(version: u16, reader: &mut Reader<'_>) -> Result<Self, Error> {
         let fabric = reader.text()?;
-        let mut device = Device::default();
+        let (mut device, mut scratch) = (Device::default(), false);
         if version > ONE_FABRIC {
-            let bits = reader.u8()?;
+            let byte = reader.u8()?;
+            let bits = byte & !SCRATCH;
+            scratch = bits != byte;
             if bits >> 4 != 0 {
                 return Err(bad(format!("{bits:#x} where the cards' abilities belong")));
             }
@@ -274,7 +283,17 @@ impl OnFabric {
                 keys.push(reader.u64()?);
             }
         }
-        Ok(Self { fabric, device, virtual_addressing, every_rail, immediate_bytes, nics, chunks, keys })
+        Ok(Self {
+            fabric,
+            device,
+            virtual_addressing,
+            scratch,
+            every_rail,
+            immediate_bytes,
+            nics,
+            chunks,
+            keys,
+        })
     }
 }
 
@@ -399,6 +418,7 @@ mod tests {
             fabric: fabric.into(),
             device: Device::default(),
             virtual_addressing: false,
+            scratch: false,
             every_rail: false,
             immediate_bytes: 8,
             nics: vec![nic("a"), nic("b")],
@@ -423,7 +443,7 @@ mod tests {
         let device = Device { reads: Some(true), writes: Some(false) };
         Descriptor {
             provider: "efa".into(),
-            fabrics: vec![OnFabric { device, ..on("efa-direct") }, on("efa")],
+            fabrics: vec![OnFabric { device, scratch: true, ..on("efa-direct") }, on("efa")],
             on_request: vec!["yet-another".into()],
             ..old()
         }
@@ -533,8 +553,16 @@ mod tests {
         let chunk = (0..u64::MAX / 2, 1..u64::MAX / 2, any::<[bool; 2]>(), 1..u128::MAX);
         let nics = prop::collection::vec(nic, 1..6);
         let chunks = prop::collection::vec(chunk, 0..6);
-        (text(), device(), any::<[bool; 2]>(), any::<u8>(), nics, chunks, any::<u64>()).prop_map(
-            |(fabric, device, [virtual_addressing, every_rail], immediate_bytes, nics, mut chunks, key)| {
+        (text(), device(), any::<[bool; 3]>(), any::<u8>(), nics, chunks, any::<u64>()).prop_map(
+            |(
+                fabric,
+                device,
+                [virtual_addressing, scratch, every_rail],
+                immediate_bytes,
+                nics,
+                mut chunks,
+                key,
+            )| {
                 let all = (1_u128 << nics.len()) - 1;
                 chunks.sort_by_key(|chunk| chunk.0);
                 let (mut entries, mut keys) = (Vec::new(), Vec::new());
@@ -555,6 +583,7 @@ mod tests {
                     fabric,
                     device,
                     virtual_addressing,
+                    scratch,
                     every_rail,
                     immediate_bytes,
                     nics,

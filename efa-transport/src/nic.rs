@@ -13,12 +13,13 @@ use parking_lot::Mutex;
 use crate::error::Error;
 use crate::provider::{nic_name, numa_of};
 
-/// Bytes of the area that peers read to warm a rail up.
-pub(crate) const PROBE_BYTES: usize = 64;
-/// Offsets in the probe memory: what peers read, and where our own probes land.
+/// Bytes of the area that peers read, and write, to warm a rail up. Nobody looks at what is there. A page of it, because what
+/// providers keep for small operations is touched then as the first real one will.
+pub(crate) const PROBE_BYTES: usize = 4096;
+/// Offsets in the probe memory: what peers read and write, and what our own probes use.
 const PROBE_SERVED: usize = 0;
-pub(crate) const PROBE_LANDING: usize = 2048;
-const PROBE_MEMORY: usize = 4096;
+pub(crate) const PROBE_OWN: usize = PROBE_BYTES;
+const PROBE_MEMORY: usize = 2 * PROBE_BYTES;
 /// Receives that are kept posted where immediates use them up.
 const RECEIVES: usize = 512;
 const RECEIVE_BYTES: usize = 64;
@@ -38,6 +39,7 @@ pub(crate) struct Nic {
     pub(crate) queue: CompletionQueue,
     pub(crate) has_wait_object: bool,
     pub(crate) probe: MemoryRegion<Arc<Mapping>>,
+    pub(crate) probe_memory: Arc<Mapping>,
     bounce: Option<MemoryRegion<Arc<Mapping>>>,
     address: Mutex<RawAddress>,
 }
@@ -77,8 +79,9 @@ impl Nic {
         let troubles = if efa { EventQueue::open(&fabric).ok() } else { None };
         let tells = !has_wait_object && info.capabilities().contains(Capabilities::RMA_EVENT);
         let served = if tells { Counter::without_wait(&domain).ok() } else { None };
+        let probe_memory = memory(PROBE_MEMORY)?;
         let probe = domain
-            .register(memory(PROBE_MEMORY)?, fabric_safe::Access::ALL)
+            .register(Arc::clone(&probe_memory), fabric_safe::Access::ALL)
             .map_err(|failed| fail(failed.error))?;
         let wants_receives = info.mode().contains(Mode::RX_CQ_DATA) || efa;
         let bounce = if wants_receives && info.immediate_bytes() > 0 {
@@ -100,6 +103,7 @@ impl Nic {
             queue,
             has_wait_object,
             probe,
+            probe_memory,
             bounce,
             address: Mutex::new(RawAddress::new([])),
             name,
@@ -178,7 +182,7 @@ impl Nic {
         self.address.lock().clone()
     }
 
-    /// Where peers read to warm up: address and key, as their operations want them.
+    /// Where peers read and write to warm up: address and key, as their operations want them.
     pub(crate) fn probe_served(&self) -> (u64, u64) {
         let at = self.probe.remote().at(PROBE_SERVED as u64);
         (at.address, at.key)

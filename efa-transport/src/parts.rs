@@ -128,6 +128,7 @@ impl Parts {
             fabric: self.fabric.clone(),
             device: Device::default(),
             virtual_addressing: self.virtual_addressing,
+            scratch: false,
             every_rail: false,
             immediate_bytes: 0,
             nics: nics.collect(),

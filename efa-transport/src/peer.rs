@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use crate::descriptor::{ChunkEntry, Descriptor, NicEntry, OnFabric};
 use crate::error::Error;
+use crate::nic::PROBE_BYTES;
 use crate::peer_health::PeerHealth;
 use crate::request::Op;
 use crate::scheduler::fabric::Device;
@@ -53,6 +54,8 @@ pub(crate) struct PeerTable {
     pub(crate) device: Device,
     /// Whether that fabric was open there when the descriptor was made. If not, there are neither NICs nor chunks.
     pub(crate) open: bool,
+    /// The bytes that are probed there are nobody's and may be written.
+    pub(crate) scratch: bool,
     /// Its operations may come over any of its NICs.
     pub(crate) every_rail: bool,
     virtual_addressing: bool,
@@ -94,6 +97,7 @@ impl PeerTable {
             fabric_name: way.fabric,
             device: way.device.with(on.device),
             open,
+            scratch: on.scratch,
             every_rail: on.every_rail,
             virtual_addressing: on.virtual_addressing,
             chunks: on.chunks.into(),
@@ -164,6 +168,30 @@ impl PeerTable {
         let key = *self.keys.get(chunk.keys as usize + rank(chunk.nics, nic)?)?;
         let address = if self.virtual_addressing { addr } else { addr.wrapping_sub(chunk.addr) };
         Some(fabric_safe::Remote { address, key })
+    }
+
+    /// The same peer with nothing but the bytes of one of its NICs that are there to be probed: the table, and their address.
+    pub(crate) fn of_probe(&self, nic: usize) -> Option<(Self, u64)> {
+        let (addr, key) = self.nics.get(nic)?.probe;
+        let chunk = ChunkEntry {
+            addr,
+            len: PROBE_BYTES as u64,
+            readable: true,
+            writable: self.scratch,
+            nics: 1 << nic,
+            keys: 0,
+        };
+        let table = Self {
+            nics: Arc::clone(&self.nics),
+            fabric_name: self.fabric_name.clone(),
+            chunks: [chunk].into(),
+            keys: [key].into(),
+            reach: vec![addr.checked_add(chunk.len)?],
+            // The address is as operations want it already.
+            virtual_addressing: true,
+            ..*self
+        };
+        Some((table, addr))
     }
 
     pub(crate) fn regions(&self) -> usize {

@@ -12,7 +12,7 @@ use crate::addresses::Addresses;
 use crate::clock::nanos;
 use crate::lane::{Context, Lane, LaneState, Outcome, bump};
 use crate::lot::{Cargo, Lot, Lots, Taken};
-use crate::nic::{PROBE_BYTES, PROBE_LANDING};
+use crate::nic::PROBE_OWN;
 use crate::request::Op;
 use crate::scheduler::queue::{Queue, Token};
 use crate::scheduler::rail::{Set, has_one_partner, partner};
@@ -214,9 +214,14 @@ impl Lane {
         probe: &Probe,
         token: Token,
     ) -> Result<(), Refused> {
-        let landing = PROBE_LANDING..PROBE_LANDING + PROBE_BYTES;
-        let target = self.nic.probe.slice(landing).map_err(|usage| Refused::operation(&usage))?;
-        transmit.read(address, target, probe.remote(), token.raw().into()).map(drop).map_err(refused)
+        let own = PROBE_OWN..PROBE_OWN + probe.len;
+        let local = self.nic.probe.slice(own).map_err(|usage| Refused::operation(&usage))?;
+        let (remote, token) = (probe.remote(), token.raw().into());
+        let posted = match probe.op {
+            Op::Read => transmit.read(address, local, remote, token),
+            Op::Write => transmit.write(address, local, remote, token),
+        };
+        posted.map(drop).map_err(refused)
     }
 
     /// The path of the slice behind `token`, with the remote NIC's address in the vector.

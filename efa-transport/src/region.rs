@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use crate::core::Core;
 use crate::error::Error;
 use crate::fabric::OpenFabric;
+use crate::lane::Lane;
 use crate::request::Range;
 use crate::scheduler::rail::{Set, rank};
 use crate::scheduler::slicer::Chunk;
@@ -65,7 +66,8 @@ pub(crate) struct RegionInner {
     /// Handles of the memory regions, for each chunk in ascending order of its NICs: what slices look up. Before `registered`, so
     /// that they are gone when that is dropped.
     handles: Vec<fabric_safe::Region>,
-    pub(crate) registered: Registered<Domain>,
+    /// `None` if nobody has to deregister it: a lane's [probe memory](Self::of_probes).
+    pub(crate) registered: Option<Registered<Domain>>,
     again: Again,
 }
 
@@ -162,9 +164,40 @@ impl RegionInner {
         }
     }
 
+    /// A lane's probe memory, so that requests can use it. Peers never hear of it.
+    pub(crate) fn of_probes(lane: &Lane, fabric: usize) -> Arc<Self> {
+        let probe = &lane.nic.probe;
+        let addr = probe.region().address() as u64;
+        let len = probe.region().len_bytes() as u64;
+        let nics = 1 << lane.index;
+        let of_second = (fabric > 0).then(|| Self::of_probes(lane, 0));
+        Arc::new(Self {
+            addr,
+            len,
+            access: Access::empty(),
+            chunks: vec![LocalChunk { start: addr, end: addr + len, nics, first: 0 }],
+            near: nics,
+            handles: vec![probe.region().clone()],
+            registered: None,
+            again: Again {
+                memory: Arc::clone(&lane.nic.probe_memory) as Arc<dyn SharedMemory>,
+                options: Access::empty().into(),
+                second: of_second.map_or_else(OnceLock::new, OnceLock::from),
+                refused: Mutex::default(),
+            },
+        })
+    }
+
     /// MRs on all fabrics.
     fn mrs(&self) -> usize {
-        self.registered.mrs() + self.again.second.get().map_or(0, |second| second.registered.mrs())
+        let own = self.registered.as_ref().map_or(0, Registered::mrs);
+        own + self.again.second.get().map_or(0, |second| second.mrs())
+    }
+
+    /// The keys of a chunk, in ascending order of its NICs.
+    pub(crate) fn keys_of(&self, chunk: usize) -> Vec<u64> {
+        let registered = self.registered.iter();
+        registered.flat_map(|registered| registered.regions(chunk)).map(|(_, mr)| mr.key()).collect()
     }
 
     /// Calls `each` with the parts of a range that lie in one chunk: a region handle, the offset in it, and the part of
@@ -195,10 +228,10 @@ impl RegionInner {
             let addr = start + done as u64;
             let chunk = self.chunk_at(addr).ok_or_else(outside)?;
             let part = (len - done).min(usize::try_from(chunk.left).unwrap_or(usize::MAX));
-            let (_, region) = self.registered.regions(chunk.index as usize).next().ok_or_else(outside)?;
-            let at = (addr - self.chunks[chunk.index as usize].start) as usize;
-            each(region.region(), at, done..done + part)
-                .map_err(|usage| Error::Request(usage.to_string()))?;
+            let local = &self.chunks[chunk.index as usize];
+            let region = self.handle(local.first as usize).ok_or_else(outside)?;
+            let at = (addr - local.start) as usize;
+            each(region, at, done..done + part).map_err(|usage| Error::Request(usage.to_string()))?;
             done += part;
         }
         Ok(())
@@ -318,6 +351,7 @@ fn close(mut inner: Arc<RegionInner>, core: Option<&Core>, deadline: Instant) ->
     };
     drop(handles);
     let left = deadline.saturating_duration_since(Instant::now());
+    let Some(registered) = registered else { return Ok((Ok(()), again.second.into_inner())) };
     let closed = registered
         .unregister_within(left, || {
             if core.is_none_or(|core| core.drive_all() == 0) {
@@ -415,7 +449,16 @@ impl Core {
             .fold(0, |set: Set, (nic, _)| set | 1 << (fabric.range.start + nic));
         let memory = Arc::clone(memory);
         let again = Again { memory, options, second: OnceLock::new(), refused: Mutex::default() };
-        Ok(RegionInner { addr, len, access: options.access, chunks, near, handles, registered, again })
+        Ok(RegionInner {
+            addr,
+            len,
+            access: options.access,
+            chunks,
+            near,
+            handles,
+            registered: Some(registered),
+            again,
+        })
     }
 }
 

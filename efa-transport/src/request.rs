@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::peer::PeerId;
+use crate::peer::{PeerId, PeerTable};
 use crate::region::{Access, Region, RegionInner};
 use crate::route::Staging;
 
@@ -188,6 +188,8 @@ pub struct Batch {
     pub(crate) local: Vec<Range>,
     pub(crate) remote: Vec<Range>,
     pub(crate) deadline: Option<Duration>,
+    /// What its only peer is to be taken for, if not for what its descriptor says: a rehearsal's.
+    pub(crate) table: Option<Arc<PeerTable>>,
     /// Kept for its allocations.
     pub(crate) staging: Staging,
 }
@@ -242,6 +244,25 @@ impl Batch {
         self.requests.clear();
         self.local.clear();
         self.remote.clear();
+    }
+
+    /// A write of memory that nobody else may use, to a peer that is taken for what `table` says.
+    pub(crate) fn rehearsal(
+        peer: PeerId,
+        region: Arc<RegionInner>,
+        table: Arc<PeerTable>,
+        (here, there): (u64, u64),
+        len: u64,
+    ) -> Self {
+        let stored =
+            Stored { op: Op::Write, peer, region, bytes: len, immediate: None, local: 0..1, remote: 0..1 };
+        Self {
+            requests: vec![stored],
+            local: vec![Range { at: here, len }],
+            remote: vec![Range { at: there, len }],
+            table: Some(table),
+            ..Self::default()
+        }
     }
 
     /// Time from submission to the end of each request, at the latest;

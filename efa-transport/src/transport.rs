@@ -204,8 +204,9 @@ impl Transport {
         self.0.core.peer_quiesced(peer, deadline)
     }
 
-    /// Completes one small read over each rail that will be used, so that the first transfer does not wait for
-    /// connections and handshakes. Blocks until they have ended, at most until the deadline. Idempotent.
+    /// Completes one small operation over each rail that will be used, so that the first transfer does not wait for
+    /// connections and handshakes. Blocks until they have ended, at most until the deadline. Idempotent. What the operations move
+    /// is memory that both sides keep for that; the last of them is a request like any other and is counted as one.
     ///
     /// # Errors
     /// [`Error::UnknownPeer`]; [`Error::PeerDown`] if not one rail works. Rails that fail while others work are in the answer.

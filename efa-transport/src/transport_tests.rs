@@ -53,6 +53,8 @@ fn moves_bytes(test: &str, provider: Provider, nics: usize) {
     b.add_or_update_peer(&a.local_descriptor()).unwrap();
     let warm = a.warm_up(peer, soon()).unwrap();
     assert_eq!((warm.rails, warm.failed), (nics, vec![]));
+    let written = |a: &Transport| a.statistics().nics.iter().map(|nic| nic.bytes_written).sum::<u64>();
+    let warming = written(&a);
 
     let bytes = pattern(LEN, 1);
     ours.write(0, &bytes).unwrap();
@@ -103,8 +105,7 @@ fn moves_bytes(test: &str, provider: Provider, nics: usize) {
     ours.unregister(soon()).unwrap();
     assert!(matches!(ours.read(0, &mut seen), Err(Error::Unregistered { .. })));
     let statistics = a.statistics();
-    let written: u64 = statistics.nics.iter().map(|nic| nic.bytes_written).sum();
-    assert_eq!(written, LEN as u64 + 11);
+    assert_eq!(written(&a) - warming, LEN as u64 + 11);
     if nics > 1 {
         let most = statistics.nics.iter().map(|nic| nic.bytes_written).max().unwrap();
         assert!(most < LEN as u64 / 2, "one NIC has carried {most} of {LEN} bytes");
@@ -266,6 +267,60 @@ fn bytes_move_over_net() {
 #[test]
 fn bytes_move_over_shm() {
     moves_bytes("bytes_move_over_shm", Provider::Shm, 1);
+}
+
+/// Catches: warm-ups that do every pair of cards, or one rail twice, or leave one out; that need a second exchange of descriptors;
+/// or that leave the way of requests untried.
+#[test]
+fn warming_up_takes_one_exchange_and_one_operation_for_each_rail() {
+    let test = "warming_up_takes_one_exchange_and_one_operation_for_each_rail";
+    for (locals, remotes) in [(16, 16), (4, 16), (16, 4), (1, 1)] {
+        let Some(a) = open(test, Provider::Net, locals, "a") else { return };
+        let Some(b) = open(test, Provider::Net, remotes, "b") else { return };
+        // The one round trip: ours there, theirs back.
+        b.add_or_update_peer(&a.local_descriptor()).unwrap();
+        let peer = a.add_or_update_peer(&b.local_descriptor()).unwrap();
+        let told = (a.descriptor_generation(), b.descriptor_generation());
+        let rails = locals.max(remotes);
+        for round in 1..=2 {
+            let warm = a.warm_up(peer, soon()).unwrap();
+            assert_eq!((warm.rails, warm.failed), (rails, vec![]));
+            let nics = a.statistics().nics;
+            let each: Vec<u64> = nics.iter().map(|nic| nic.slices).collect();
+            assert_eq!(each, vec![(round * rails / locals) as u64; locals], "{locals} by {remotes}");
+            // Each NIC knows the remote ones that it works with, no others.
+            assert!(nics.iter().all(|nic| nic.addresses == rails / locals), "{locals} by {remotes}");
+        }
+        // Of the operations one has been a request.
+        assert_eq!(a.statistics().requests_done, 2);
+        assert_eq!((a.descriptor_generation(), b.descriptor_generation()), told, "nobody needs to ask again");
+    }
+}
+
+/// Catches: a warm-up that writes to memory that is somebody's: a peer that is no transport of ours has nothing else to probe.
+#[test]
+fn peers_made_of_parts_are_only_read() {
+    let test = "peers_made_of_parts_are_only_read";
+    let Some(a) = open(test, Provider::Net, 3, "a") else { return };
+    let Some(b) = open(test, Provider::Net, 3, "b") else { return };
+    let theirs = memory(&b, 8);
+    theirs.write(0, &[0xa5; 8]).unwrap();
+    b.add_or_update_peer(&a.local_descriptor()).unwrap();
+    let mut parts = crate::Parts::read(&b.local_descriptor()).unwrap();
+    for (nic, entry) in parts.nics.iter_mut().enumerate() {
+        let (_, key) = parts.chunks[0].keys[nic];
+        let address = if parts.virtual_addressing { theirs.addr() } else { 0 };
+        // Eight bytes are all that there is.
+        entry.probe = (address, key);
+    }
+    let peer = a.add_or_update_peer(&parts.descriptor().unwrap()).unwrap();
+    let warm = a.warm_up(peer, soon()).unwrap();
+    assert_eq!((warm.rails, warm.failed), (3, vec![]));
+    let mut bytes = [0; 8];
+    theirs.read(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [0xa5; 8]);
+    assert!(a.statistics().nics.iter().all(|nic| (nic.slices, nic.bytes_written) == (1, 0)));
+    assert_eq!(a.statistics().requests_done, 0);
 }
 
 /// Kilobytes of memory that this process has, and its threads.

@@ -1,7 +1,10 @@
-//! Warming a peer up: one small read over each rail that will be used.
+//! Warming a peer up: one small operation over each rail that will be used.
 //!
 //! It makes the provider do everything that the first operation between two endpoints needs (addresses, connections,
-//! handshakes), so that the first real one does not wait for it.
+//! handshakes), so that the first real one does not wait for it. Nor for code and tables that nobody has touched yet: reads and
+//! writes take turns, and the last rail's operation is a request like any other ([`Core::rehearse`]). What the operations write
+//! is memory that both sides keep for them. A peer whose descriptor was made of [`Parts`](crate::Parts) may have none: it is
+//! only read.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,8 +16,11 @@ use crate::core::Core;
 use crate::descriptor::NicEntry;
 use crate::error::Error;
 use crate::lane::Lane;
+use crate::nic::{PROBE_BYTES, PROBE_OWN};
 use crate::peer::{Peer, PeerId, PeerTable};
 use crate::progress::SPINS;
+use crate::region::RegionInner;
+use crate::request::{Batch, Op};
 use crate::scheduler::rail::partner;
 
 /// How a warm-up went.
@@ -29,6 +35,8 @@ pub struct WarmUp {
     pub took: Duration,
 }
 
+/// Bytes that every peer lets us read.
+const LEAST: usize = 8;
 /// Peers that are probed in one round.
 const PROBED_AT_ONCE: usize = 64;
 
@@ -40,11 +48,14 @@ struct Shared {
     failed: Mutex<Vec<(String, String)>>,
 }
 
-/// One small read on its way. Dropping it counts as a failure.
+/// One small operation on its way. Dropping it counts as a failure.
 pub(crate) struct Probe {
     pub(crate) peer: Arc<Peer>,
     pub(crate) nics: Arc<[NicEntry]>,
     pub(crate) remote_nic: usize,
+    pub(crate) op: Op,
+    /// Bytes.
+    pub(crate) len: usize,
     /// Since when the provider has had no room for it; 0 for never.
     pub(crate) blocked_since: u64,
     /// When it was posted.
@@ -93,7 +104,7 @@ impl Drop for Probe {
 }
 
 impl Core {
-    pub(crate) fn warm_up(&self, id: PeerId, deadline: Instant) -> Result<WarmUp, Error> {
+    pub(crate) fn warm_up(self: &Arc<Self>, id: PeerId, deadline: Instant) -> Result<WarmUp, Error> {
         let began = Instant::now();
         let peer = Arc::clone(self.peers().get(id)?);
         let table = peer.table();
@@ -104,15 +115,55 @@ impl Core {
             let why = table.closed();
             return Err(Error::PeerStale { peer: peer.name.clone(), why });
         }
-        let nics = &table.nics;
         let rails = self.rails(&table);
+        let fits = table.scratch && !peer.is_stale() && peer.health().usable(self.clock.now());
+        let (last, probed) = match rails.split_last() {
+            Some((&last, others)) if fits => (Some(last), others),
+            _ => (None, &rails[..]),
+        };
+        let mut warm = self.probe(&peer, &table, probed, deadline);
+        if let Some((lane, remote_nic)) = last {
+            // A peer that answers nowhere is not asked to rehearse.
+            let deaf = warm.failed.len() == probed.len() && !probed.is_empty();
+            let outcome = if deaf {
+                let one = self.probe(&peer, &table, &[(lane, remote_nic)], deadline);
+                warm.failed.extend(one.failed);
+                Ok(one.rails > 0)
+            } else {
+                self.rehearse(&peer, &table, (lane, remote_nic), deadline)
+            };
+            match outcome {
+                Ok(works) => warm.rails += usize::from(works),
+                Err(error) => warm.failed.push((self.rail_to(&table, lane, remote_nic), error.to_string())),
+            }
+        }
+        warm.took = began.elapsed();
+        if warm.rails == 0 {
+            let why = match warm.failed.first() {
+                Some((rail, why)) => format!("warming up {rail}: {why}"),
+                None => format!("none of {} rails was warm within {:?}", rails.len(), warm.took),
+            };
+            return Err(Error::PeerDown { peer: peer.name.clone(), why });
+        }
+        Ok(warm)
+    }
+
+    /// Probes rails at the same time, and waits for the answers. Those that have none at the deadline are in neither list.
+    fn probe(
+        &self,
+        peer: &Arc<Peer>,
+        table: &PeerTable,
+        rails: &[(usize, usize)],
+        deadline: Instant,
+    ) -> WarmUp {
+        let began = Instant::now();
         let shared = Arc::new(Shared {
             background: false,
             left: AtomicUsize::new(rails.len()),
             over: false.into(),
             failed: Mutex::default(),
         });
-        self.send_probes(&peer, nics, &rails, &shared);
+        self.send_probes(peer, table, rails, &shared);
         let mut quiet = 0;
         let mut idler = None;
         while shared.left.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
@@ -125,16 +176,32 @@ impl Core {
             self.sweep();
         }
         let failed = shared.failed.lock().clone();
-        let working =
-            rails.len() - left.min(rails.len()) - failed.len().min(rails.len() - left.min(rails.len()));
-        if working == 0 {
-            let why = match failed.first() {
-                Some((rail, why)) => format!("warming up {rail}: {why}"),
-                None => format!("none of {} rails was warm within {:?}", rails.len(), began.elapsed()),
-            };
-            return Err(Error::PeerDown { peer: peer.name.clone(), why });
-        }
-        Ok(WarmUp { rails: working, failed, took: began.elapsed() })
+        let working = rails.len().saturating_sub(left).saturating_sub(failed.len());
+        WarmUp { rails: working, failed, took: began.elapsed() }
+    }
+
+    /// A request over one rail, of the memory that is there for probes. It goes the way of all requests from end to end, so that
+    /// the first one of the caller finds it trodden.
+    fn rehearse(
+        self: &Arc<Self>,
+        peer: &Peer,
+        table: &PeerTable,
+        (lane, remote_nic): (usize, usize),
+        deadline: Instant,
+    ) -> Result<bool, Error> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Some((table, there)) = table.of_probe(remote_nic).filter(|_| !left.is_zero()) else {
+            return Ok(false);
+        };
+        let region = RegionInner::of_probes(&self.lanes[lane], table.fabric);
+        let here = region.addr + PROBE_OWN as u64;
+        let mut batch = Batch::rehearsal(peer.id, region, Arc::new(table), (here, there), PROBE_BYTES as u64);
+        batch.set_deadline(left);
+        self.submit(&mut batch)?.wait().map(|()| true)
+    }
+
+    fn rail_to(&self, table: &PeerTable, lane: usize, remote_nic: usize) -> String {
+        format!("{} to {}", self.lanes[lane].nic.name, table.nics[remote_nic].name)
     }
 }
 
@@ -150,16 +217,19 @@ impl Core {
     fn send_probes(
         &self,
         peer: &Arc<Peer>,
-        nics: &Arc<[NicEntry]>,
+        table: &PeerTable,
         rails: &[(usize, usize)],
         shared: &Arc<Shared>,
     ) {
-        for &(local, remote_nic) in rails {
-            let rail = format!("{} to {}", self.lanes[local].nic.name, nics[remote_nic].name);
+        for (index, &(local, remote_nic)) in rails.iter().enumerate() {
+            let rail = self.rail_to(table, local, remote_nic);
+            let write = table.scratch && index % 2 == 0 && !shared.background;
             let probe = Probe {
                 peer: Arc::clone(peer),
-                nics: Arc::clone(nics),
+                nics: Arc::clone(&table.nics),
                 remote_nic,
+                op: if write { Op::Write } else { Op::Read },
+                len: if table.scratch { PROBE_BYTES } else { LEAST },
                 blocked_since: 0,
                 since: 0,
                 rail,
@@ -217,7 +287,7 @@ impl Core {
                 over: false.into(),
                 failed: Mutex::default(),
             });
-            self.send_probes(&peer, &table.nics, &rails, &shared);
+            self.send_probes(&peer, &table, &rails, &shared);
         }
     }
 }

@@ -116,11 +116,20 @@ pub(crate) struct Bare {
     child: Child,
     _line: TcpStream,
     len: usize,
+    /// What connects the cards: the address of each one's partner, and its memory.
+    partners: Vec<(Vec<u8>, RemoteRegion)>,
 }
 
 impl Bare {
-    /// `cards` endpoints here and there, all with the same `len` bytes.
+    /// `cards` endpoints here and there, all with the same `len` bytes, connected one to one.
     pub(crate) fn start(provider: &str, cards: usize, len: usize) -> Result<Self> {
+        let mut bare = Self::apart(provider, cards, len)?;
+        bare.connect()?;
+        Ok(bare)
+    }
+
+    /// The same, not connected yet.
+    pub(crate) fn apart(provider: &str, cards: usize, len: usize) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let port = listener.local_addr()?.port();
         let child = Command::new(std::env::current_exe()?)
@@ -130,17 +139,25 @@ impl Bare {
             .spawn()?;
         let (mut line, _) = listener.accept()?;
         let memory = memory(len)?;
-        let mut opened = Vec::new();
+        let (mut opened, mut partners) = (Vec::new(), Vec::new());
         for info in infos(provider, cards)? {
-            let mut card = BareCard::open(&info, &memory)?;
+            let card = BareCard::open(&info, &memory)?;
             write_block(&mut line, &card.endpoint.name()?)?;
-            let address = card.vector.insert(&read_block(&mut line)?)?;
+            let address = read_block(&mut line)?;
             let remote = <[u8; 24]>::try_from(read_block(&mut line)?).map_err(|_| "not a region")?;
-            card.peer = Some((address, RemoteRegion::from_bytes(remote)));
+            partners.push((address, RemoteRegion::from_bytes(remote)));
             opened.push(card);
         }
         touch(opened.first())?;
-        Ok(Self { cards: opened, child, _line: line, len })
+        Ok(Self { cards: opened, child, _line: line, len, partners })
+    }
+
+    /// Makes each card's partner known to it.
+    pub(crate) fn connect(&mut self) -> Result<()> {
+        for (card, (address, remote)) in self.cards.iter_mut().zip(&self.partners) {
+            card.peer = Some((card.vector.insert(address)?, *remote));
+        }
+        Ok(())
     }
 
     /// How many cards it has.
