@@ -35,7 +35,7 @@ pub(crate) fn allocated(bench: &mut Bench, kept: &mut Kept, server: &mut Server)
             let mut run = |times: usize| -> Result<()> {
                 (0..times).try_for_each(|_| match &pages {
                     Some(pages) => ours.run_paged(&mut requests, op, pages, batch),
-                    None => ours.run(&mut requests, op, size, batch, 0, MOST, 0),
+                    None => ours.run(&mut requests, op, size, batch, 0..MOST, 0),
                 })
             };
             let times = 1000_usize.div_ceil(batch);
@@ -61,7 +61,7 @@ pub(crate) fn idle(bench: &mut Bench, kept: &mut Kept, server: &Server) -> Resul
         return Ok(());
     }
     let ours = Ours::connect(server, Path::Net, 4, 1 << 20)?;
-    ours.run(&mut Batch::new(), Op::Write, 4096, 1, 0, 1 << 20, 0)?;
+    ours.run(&mut Batch::new(), Op::Write, 4096, 1, 0..1 << 20, 0)?;
     std::thread::sleep(Duration::from_millis(100));
     let clock = CpuClock::process();
     std::thread::sleep(Duration::from_secs(if bench.options().quick { 1 } else { 5 }));

@@ -1,6 +1,7 @@
 //! The two ends: a process that serves memory, with us and with the bare loops, and a transport in this one.
 
 use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -90,21 +91,19 @@ impl Ours {
         Ok(Self { transport, peer, local, remote: server.remote })
     }
 
-    /// One batch of `count` requests, from slot `first` on, in the `room` bytes of the memory that begin at `base`.
-    #[allow(clippy::too_many_arguments)] // one for each dimension
+    /// One batch of `count` requests, from slot `first` on, in this part of the memory.
     pub(crate) fn run(
         &self,
         batch: &mut Batch,
         op: Op,
         size: usize,
         count: usize,
-        base: usize,
-        room: usize,
+        within: Range<usize>,
         first: usize,
     ) -> Result<()> {
-        let slots = (room / size).max(1);
+        let slots = (within.len() / size).max(1);
         for i in first..first + count {
-            let at = (base + i % slots * size) as u64;
+            let at = (within.start + i % slots * size) as u64;
             let (l, r) = (self.local.addr() + at, self.remote.addr + at);
             let size = size as u64;
             batch.push(match op {
