@@ -20,6 +20,7 @@ use std::process::{Command, Stdio};
 
 use benchkit::{Bench, Metric, Result};
 
+use crate::bare::Op;
 use crate::cards::Cards;
 use crate::side::{Pair, Python};
 use crate::sockets::Sockets;
@@ -35,21 +36,6 @@ type Rival = (&'static str, &'static str);
 const MOONCAKE: Rival = ("mooncake", "mooncake.engine with its defaults");
 const POOLED: Rival = ("mooncake-pool", "mooncake.engine with its connection pool");
 const SOCKETS: Rival = ("sockets", "bare sockets");
-
-/// Which way bytes go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Op {
-    Read,
-    Write,
-}
-
-impl Op {
-    const BOTH: [Self; 2] = [Self::Write, Self::Read];
-
-    fn name(self) -> &'static str {
-        if self == Self::Read { "read" } else { "write" }
-    }
-}
 
 /// What is asked of a side: calls of one kind for some time, one after the other.
 #[derive(Debug, Clone, Copy)]

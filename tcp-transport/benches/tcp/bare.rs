@@ -8,9 +8,22 @@ use std::thread;
 use benchkit::Result;
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::Op;
-
 const HEADER: usize = 24;
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    Read,
+    Write,
+}
+
+impl Op {
+    pub(crate) const BOTH: [Self; 2] = [Self::Write, Self::Read];
+
+    pub(crate) fn name(self) -> &'static str {
+        if self == Self::Read { "read" } else { "write" }
+    }
+}
 
 /// Serves every connection on a thread of its own: a buffer of the length that it asks for, and requests into it.
 pub(crate) fn serve(listener: TcpListener) {

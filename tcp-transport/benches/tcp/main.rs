@@ -17,6 +17,7 @@ use benchkit::callgrind;
 use benchkit::{Bench, CountingAllocator, Latencies, Metric, Result, throughput_gb_per_s};
 use tcp_transport::{Batch, Path};
 
+use bare::Op;
 use pair::{FOOTPRINT, Ours, Server};
 use promise::Kept;
 
@@ -32,19 +33,6 @@ const AROUND: usize = 32 << 20;
 /// Bytes for which both sides use one more lane.
 const STRIPE: usize = 1 << 20;
 const SIZES: [usize; 5] = [4 << 10, 64 << 10, 1 << 20, 16 << 20, 256 << 20];
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Op {
-    Read,
-    Write,
-}
-
-impl Op {
-    const BOTH: [Self; 2] = [Self::Write, Self::Read];
-    fn name(self) -> &'static str {
-        if self == Self::Read { "read" } else { "write" }
-    }
-}
 
 fn main() -> Result<()> {
     if std::env::var_os(pair::CHILD).is_some() {
@@ -146,8 +134,8 @@ impl What {
     }
 
     fn run_ours(&self, ours: &Ours, batch: &mut Batch, thread: usize, first: usize) -> Result<()> {
-        let (base, room) = (thread * self.room(), self.footprint());
-        ours.run(batch, self.op, self.size, self.batch, base, room, first)
+        let start = thread * self.room();
+        ours.run(batch, self.op, self.size, self.batch, start..start + self.footprint(), first)
     }
 
     /// Repeats `work`, which moves one batch from the given request on, for about `time`.
@@ -252,7 +240,7 @@ fn latency(bench: &mut Bench, kept: &mut Kept, server: &Server, path: Path) -> R
         bench.case(case).target(promise::LATENCY.figure).compare_all(
             [Metric::LatencyP50, Metric::LatencyP99],
             "bare blocking ping-pong",
-            || measure(&mut || ours.run(&mut requests, op, 4096, 1, 0, 4096, 0)),
+            || measure(&mut || ours.run(&mut requests, op, 4096, 1, 0..4096, 0)),
             || measure(&mut || bare.run(op, 4096, 1, 0)),
         )?;
     }
