@@ -226,7 +226,6 @@ impl Notifications {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)] // tests
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;

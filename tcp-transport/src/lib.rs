@@ -119,8 +119,6 @@ pub use transport::{Builder, Caller, Handler, Transport};
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)] // tests
 mod handover_tests;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)] // tests
 mod model_tests;

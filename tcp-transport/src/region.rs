@@ -374,7 +374,6 @@ impl RegionTable {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)] // tests
 mod tests {
     use proptest::prelude::*;
 

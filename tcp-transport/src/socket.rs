@@ -105,7 +105,6 @@ fn apply(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)] // tests
 mod tests {
     use super::*;
 
