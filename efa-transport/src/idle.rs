@@ -166,6 +166,12 @@ impl Idler {
         self.woke();
     }
 
+    /// A wait object has told a thread that waits that there is something: more of it is likely to come, and to sleep for each part
+    /// of a long read would take longer than the read.
+    pub(crate) fn told(&mut self, now: Instant) {
+        self.active_until = now + ATTENTIVE;
+    }
+
     /// It has slept on the timer.
     pub(crate) fn paused(&mut self) {
         self.pause = (self.pause * 2).min(LONGEST);

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::idle::Idler;
 use crate::lane::Lane;
 use crate::peer::PeerId;
-use crate::progress::{SPINS, SPINS_ALONE};
+use crate::progress::{SPINS, SPINS_ALONE, YIELDS};
 
 impl Core {
     pub(crate) fn peer_quiesced(&self, id: PeerId, deadline: Instant) -> Result<bool, Error> {
@@ -45,7 +45,13 @@ impl Core {
             if done(state) {
                 break true;
             }
+            // On the verge of sleeping it is worth the clock to see whether the provider is busy with something that is not complete
+            // yet: a long read comes in over many readings.
+            let began = (quiet >= YIELDS).then(Instant::now);
             let happened = if quiet % 16 == 15 { self.drive_all() } else { self.drive_busy() };
+            if let (Some(began), Some(idler)) = (began, &mut idler) {
+                Idler::read(idler, happened, began, Instant::now());
+            }
             if happened > 0 {
                 if quiet > 0 {
                     quiet = 0;
