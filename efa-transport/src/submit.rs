@@ -25,6 +25,8 @@ struct Stage<'a> {
     lanes: &'a mut [Staged],
     /// Slices with an immediate that wait for no others.
     gates: Vec<Stray>,
+    /// Bytes of the batch that have not been cut yet, if there are NICs that could share them.
+    ahead: u64,
     /// Slices to the current peer that have not been counted yet.
     uncounted: usize,
     /// The latest request that was cut: its slices, whether some could go nowhere, and where the latest of them could go.
@@ -180,6 +182,7 @@ impl Core {
     fn send_all(&self, state: &Arc<BatchState>, batch: &mut Batch, now: u64) {
         let mut staging = std::mem::take(&mut batch.staging);
         staging.lanes.resize_with(self.lanes.len(), Staged::default);
+        let shared = self.lanes.first().lanes.len() > 1;
         let mut stage = Stage {
             state,
             now,
@@ -188,6 +191,7 @@ impl Core {
             turn: self.next_turn(),
             lanes: &mut staging.lanes,
             gates: Vec::new(),
+            ahead: if shared { batch.requests.iter().map(|stored| stored.bytes).sum() } else { 0 },
             uncounted: 0,
             latest: None,
             slices: 0,
@@ -203,6 +207,7 @@ impl Core {
                 party = its_party;
             }
             self.stage(&mut stage, index as u32, stored, batch);
+            stage.ahead = stage.ahead.saturating_sub(stored.bytes);
         }
         state.add_slices(party, stage.uncounted);
         let gates = stage.gates;
@@ -262,6 +267,7 @@ impl Core {
             let rails = region.chunks.first().map_or(0, |chunk| chunk.nics) & stage.usable;
             longest_slice(
                 stored.bytes,
+                stage.ahead,
                 rails.count_ones() as usize,
                 self.config.stripe_bytes,
                 self.config.slice_bytes,

@@ -150,13 +150,26 @@ fn equal_part(left: u64, longest: u64) -> u64 {
 /// The longest slice for a request of `total` bytes that `rails` NICs can share: as few slices as give every NIC two of them
 /// (so that a slow one can leave its second to others), within `shortest..=longest` bytes. With one rail there is nothing to
 /// share, and only the provider's limit counts.
-pub fn longest_slice(total: u64, rails: usize, stripe: u64, longest: u64, provider_limit: u64) -> u64 {
+///
+/// `ahead` is what the batch still has to be cut, this request included. As long as that is plenty the NICs share it by requests
+/// and need no short slices; towards the end they become shorter, so that all NICs are done at the same time.
+pub fn longest_slice(
+    total: u64,
+    ahead: u64,
+    rails: usize,
+    stripe: u64,
+    longest: u64,
+    provider_limit: u64,
+) -> u64 {
     const SHORTEST: u64 = 64 << 10;
+    // Of what is left in the batch a slice is at most this part of one NIC's share.
+    const PARTS: u64 = 4;
     let limit = provider_limit.max(1);
     if rails <= 1 || total <= stripe {
         return limit;
     }
-    let share = (total / (2 * rails as u64)).next_multiple_of(4096);
+    let rails = rails as u64;
+    let share = (total / (2 * rails)).max(ahead / (PARTS * rails)).next_multiple_of(4096);
     share.clamp(SHORTEST.min(longest.max(1)), longest.max(1)).min(limit)
 }
 
@@ -166,11 +179,20 @@ mod tests {
 
     #[test]
     fn one_rail_is_not_cut_and_many_share() {
-        assert_eq!(longest_slice(16 << 20, 1, 256 << 10, 1 << 20, 1 << 30), 1 << 30);
-        assert_eq!(longest_slice(16 << 20, 16, 256 << 10, 1 << 20, 1 << 30), 512 << 10);
-        assert_eq!(longest_slice(64 << 10, 16, 256 << 10, 1 << 20, 1 << 30), 1 << 30, "below the stripe");
-        assert_eq!(longest_slice(1 << 30, 4, 256 << 10, 1 << 20, 1 << 30), 1 << 20);
-        assert_eq!(longest_slice(1 << 30, 4, 0, 0, 0), 1);
+        let alone = |total, rails| longest_slice(total, total, rails, 256 << 10, 1 << 20, 1 << 30);
+        assert_eq!(alone(16 << 20, 1), 1 << 30);
+        assert_eq!(alone(16 << 20, 16), 512 << 10);
+        assert_eq!(alone(64 << 10, 16), 1 << 30, "below the stripe");
+        assert_eq!(alone(1 << 30, 4), 1 << 20);
+        assert_eq!(longest_slice(1 << 30, 1 << 30, 4, 0, 0, 0), 1);
+    }
+
+    #[test]
+    fn requests_of_a_long_batch_are_cut_at_its_end_only() {
+        let of_batch = |ahead| longest_slice(1 << 20, ahead, 16, 256 << 10, 1 << 20, 1 << 30);
+        assert_eq!(of_batch(64 << 20), 1 << 20, "four requests for each NIC");
+        assert_eq!(of_batch(32 << 20), 512 << 10);
+        assert_eq!(of_batch(1 << 20), 64 << 10, "the last one is shared by all");
     }
 
     #[test]

@@ -232,6 +232,7 @@ impl<'a> World<'a> {
         let rails = self.usable().count_ones() as usize;
         let longest = longest_slice(
             bytes,
+            bytes,
             rails.min(self.cards.len()),
             self.settings.stripe_bytes,
             self.settings.slice_bytes,
