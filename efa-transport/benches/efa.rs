@@ -19,8 +19,8 @@ const MIB: usize = 1 << 20;
 /// Operations that either side keeps outstanding on a card.
 const WINDOW: usize = 64;
 
-/// Bytes that either side moves blocks about in.
-const MEMORY: usize = 32 * MIB;
+/// Bytes that either side moves blocks about in, and at most in a round: no block comes twice, out of the cache.
+const MEMORY: usize = 128 * MIB;
 
 /// Pairs of processes, fresh ones after each other, that the rounds of a row are spread over: where memory and connections come to
 /// lie is luck that stays with a process and decides more than most of what is to be measured.
@@ -156,7 +156,7 @@ fn cases(prefix: &str, quick: bool) -> Vec<Case> {
     };
     for op in [Op::Write, Op::Read] {
         for (size, target) in SIZES {
-            let total = if quick { 16 * MIB } else { 128 * MIB };
+            let total = if quick { 16 * MIB } else { MEMORY };
             let count = (total / size).clamp(4, 8192);
             let name = format!("op={} size={size} batch={count}", name_of(op));
             add(name, Metric::Throughput, target, What::Stream { op, size, count });
