@@ -50,9 +50,9 @@
 //! # Threads
 //!
 //! A fixed number of I/O threads serves all peers. A caller that [waits](BatchHandle::wait) takes the lanes that its batch uses and moves
-//! the bytes itself, so that a small request costs no wake-up of another thread; I/O threads drive what nobody waits for. Everything is
-//! `Send + Sync`. Steady traffic allocates nothing. The protocol is in `docs/tcp-protocol.md`, measurements in
-//! `docs/tcp-measurements.md`.
+//! the bytes itself, so that a small request costs no wake-up of another thread; I/O threads drive what nobody waits for. Within a host,
+//! where processes copy from one to the other, both sides [stay awake](Builder::stay_awake) for a moment. Everything is
+//! `Send + Sync`. Steady traffic allocates nothing. The protocol is in `docs/tcp-protocol.md`, measurements in `docs/tcp-measurements.md`.
 
 #![deny(unsafe_code)]
 
