@@ -171,6 +171,17 @@ impl Core {
         self.lanes.iter().map(|lane| lane.nic.served()).fold(0, u64::wrapping_add)
     }
 
+    /// One reading by the progress thread, which tells the idler what came of it; `served` is what peers had done here before.
+    /// Returns the time.
+    fn look(&self, idler: &mut Idler, served: &mut u64) -> Instant {
+        let began = Instant::now();
+        let completed = self.drive_all();
+        let before = std::mem::replace(served, self.served());
+        let now = Instant::now();
+        idler.read(completed + usize::from(*served != before), began, now);
+        now
+    }
+
     /// Sleeps on the wait objects.
     fn block(&self, bell: bool, limit: Duration) -> Slept {
         if self.lanes.iter().all(|lane| matches!(lane.nic.queue.arm(), Ok(true))) {
@@ -207,11 +218,7 @@ fn run(core: &Core) {
         }
         let driven = core.drivers.load(Ordering::Acquire) > 0;
         if !driven {
-            let began = Instant::now();
-            let completed = core.drive_all();
-            let before = std::mem::replace(&mut served, core.served());
-            let now = Instant::now();
-            idler.read(completed + usize::from(served != before), began, now);
+            let now = core.look(&mut idler, &mut served);
             if idler.next(core.any_busy(), now) == Next::Look {
                 looks = looks.wrapping_add(1);
                 // Peers need the processor too, perhaps this very one.
@@ -253,5 +260,73 @@ fn run(core: &Core) {
             idler.called();
         }
         core.parking.asleep.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Access, Batch, Config, Provider, Region, Request, Transport};
+    use fabric_safe::{Mapping, PageKind};
+
+    const LEN: usize = 1 << 20;
+
+    fn open(test: &str, name: &str) -> Option<(Transport, Region)> {
+        let config =
+            Config::new().name(name).provider(Provider::Shm).same_process_copy(false).wait_objects(false);
+        match Transport::open(config) {
+            Ok(transport) => {
+                let memory = Mapping::anonymous(LEN, PageKind::Small).unwrap();
+                let region = transport.register(Arc::new(memory), Access::ALL).unwrap();
+                Some((transport, region))
+            }
+            Err(error @ (Error::NoLibrary(_) | Error::NoProvider { .. })) => {
+                eprintln!("SKIP: {test}: {error}");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Catches: a counter that is not bound, counts something else than what peers do, or that nobody looks at. Where nothing
+    /// wakes a target, it is all that tells it of traffic for certain.
+    #[test]
+    fn what_peers_do_here_is_counted_and_keeps_the_progress_thread_awake() {
+        let test = "what_peers_do_here_is_counted_and_keeps_the_progress_thread_awake";
+        let (Some((from, ours)), Some((to, theirs))) = (open(test, "from"), open(test, "to")) else { return };
+        let target = to.core();
+        if !target.lanes.iter().all(|lane| lane.nic.counts_served()) {
+            eprintln!("SKIP: {test}: this libfabric's shm does not count what peers do");
+            return;
+        }
+        assert_eq!((from.core().served(), target.served()), (0, 0), "nothing has happened yet");
+        let peer = from.add_or_update_peer(&to.local_descriptor()).unwrap();
+        to.add_or_update_peer(&from.local_descriptor()).unwrap();
+        let mut counted = 0;
+        for len in [64, LEN as u64] {
+            for write in [true, false] {
+                let mut idler = target.idler();
+                // A reading that found nothing, as one before traffic comes.
+                idler.read(0, Instant::now(), Instant::now());
+                let mut batch = Batch::new();
+                let request = if write { Request::write } else { Request::read };
+                batch.push(request(peer, &ours, ours.addr(), theirs.addr(), len)).unwrap();
+                from.submit(&mut batch).unwrap().wait().unwrap();
+                // The target's own thread may be a moment behind.
+                let deadline = Instant::now() + Duration::from_secs(10);
+                let mut served = counted;
+                while target.served() == counted {
+                    assert!(Instant::now() < deadline, "write {write} of {len} bytes has not been counted");
+                    std::thread::yield_now();
+                }
+                let now = target.look(&mut idler, &mut served);
+                assert!(served > counted);
+                counted = served;
+                // Longer than after a guess at what the reading's time means.
+                let later = now + Duration::from_micros(150);
+                assert_eq!(idler.next(false, later), Next::Look, "write {write} of {len} bytes");
+            }
+        }
+        assert_eq!(from.core().served(), 0, "its own operations are not what peers do");
     }
 }
