@@ -50,6 +50,7 @@ pub(crate) struct Core {
     /// Peers' cards have refused ours as strangers.
     pub(crate) every_rail: AtomicBool,
     /// Emptied ones.
+    #[allow(clippy::vec_box)] // they come and go in their boxes
     pub(crate) left: Mutex<Vec<Box<Left>>>,
     pub(crate) retries: Mutex<Vec<(u64, Stray)>>,
     pub(crate) retry_count: AtomicUsize,

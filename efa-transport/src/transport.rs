@@ -37,11 +37,6 @@ struct Handle {
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 impl Transport {
-    #[cfg(test)]
-    pub(crate) fn core(&self) -> &Arc<Core> {
-        &self.0.core
-    }
-
     /// Finds a provider, opens its NICs, and starts the progress thread. Blocks for some milliseconds.
     ///
     /// # Errors
