@@ -219,9 +219,10 @@ fn main() -> Result<()> {
     // A provider that completes everything at once: elsewhere the polls while waiting would be counted too, as many as the
     // weather wants.
     let counted = [
-        (format!("step=slice size={BLOCK} batch={BATCH} nics=1 provider=scripted"), "", Some(400.0)),
-        // What a request costs that is alone in its batch: what its latency is made of.
-        (format!("step=request size={BLOCK} batch=1 nics=1 provider=scripted"), "-alone", None),
+        (format!("step=slice size={BLOCK} batch={BATCH} nics=1 provider=scripted"), "", 400.0),
+        // What a request costs that is alone in its batch, which is a part of its latency (`bench efa` has the whole). Not promised
+        // to anybody: what it has cost, so that it is seen to grow.
+        (format!("step=request size={BLOCK} batch=1 nics=1 provider=scripted"), "-alone", 2700.0),
     ];
     for (case, which, limit) in counted {
         if !bench.wants(&case) {
@@ -233,11 +234,7 @@ fn main() -> Result<()> {
             continue;
         };
         eprintln!("{case}: {ours:.0} instructions with the transport, {bare:.0} in the bare loop");
-        let mut row = bench.case(case);
-        if let Some(limit) = limit {
-            row = row.at_most(limit);
-        }
-        row.count(Metric::Instructions, ours - bare, None)?;
+        bench.case(case).at_most(limit).count(Metric::Instructions, ours - bare, None)?;
     }
     for provider in bare::providers() {
         let case = format!("nics=1 provider={provider}");

@@ -216,12 +216,10 @@ impl Lane {
     ) -> Result<(), Refused> {
         let own = PROBE_OWN..PROBE_OWN + probe.len;
         let local = self.nic.probe.slice(own).map_err(|usage| Refused::operation(&usage))?;
-        let (remote, token) = (probe.remote(), token.raw().into());
-        let posted = match probe.op {
-            Op::Read => transmit.read(address, local, remote, token),
-            Op::Write => transmit.write(address, local, remote, token),
-        };
-        posted.map(drop).map_err(refused)
+        let options = WriteOptions::default();
+        post_special(transmit, address, probe.op, local, probe.remote(), options, token.raw().into())
+            .map(drop)
+            .map_err(refused)
     }
 
     /// The path of the slice behind `token`, with the remote NIC's address in the vector.
@@ -349,8 +347,8 @@ fn well(lot: &Lot, all: Set, now: u64) -> Set {
     if remotes & !failed != 0 { remotes & !failed } else { remotes }
 }
 
-/// Posts an operation with an immediate or flags.
-#[inline(never)] // out of the loop that posts the many without
+/// Posts an operation with an immediate or flags, or a probe.
+#[inline(never)] // out of the loop that posts the many without, which alone calls what those need: so it is inlined there
 fn post_special(
     transmit: &mut Transmit<'_>,
     address: &Address,
