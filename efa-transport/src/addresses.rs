@@ -39,6 +39,12 @@ impl Addresses {
         self.peers.get(slot)?.addresses.get(remote_nic)?.as_ref()
     }
 
+    /// The same, with what the peer says of that NIC.
+    pub(crate) fn entry(&self, slot: usize, remote_nic: usize) -> Option<(&Address, &NicEntry)> {
+        let nic = self.peers.get(slot)?.nics.as_ref()?.get(remote_nic)?;
+        Some((self.get(slot, remote_nic)?, nic))
+    }
+
     /// Whether the address of one of a peer's `nics` is there. The peer counts as used `now`.
     #[inline]
     pub(crate) fn touch(&mut self, slot: usize, nics: &Arc<[NicEntry]>, remote_nic: usize, now: u64) -> bool {

@@ -18,6 +18,7 @@ use crate::events::Arrivals;
 use crate::gauges::NicGauges;
 use crate::lot::{Cargo, Lot, Lots, Stray, Taken};
 use crate::nic::Nic;
+use crate::post::Owed;
 use crate::scheduler::health::Health;
 use crate::scheduler::queue::{Queue, Token};
 use crate::scheduler::rail::Pace;
@@ -28,6 +29,8 @@ use crate::warmup::Probe;
 
 /// Marks the token of a receive; all other tokens are the queue's.
 pub(crate) const RECEIVE: u64 = 1 << 63;
+/// Marks the token of an operation that only rings the bell.
+pub(crate) const BELL: u64 = 1 << 62;
 /// Completions read at a time.
 const COMPLETIONS: usize = 64;
 
@@ -118,6 +121,10 @@ pub(crate) struct LaneState {
     pub(crate) addresses: Addresses,
     /// Rotates over remote NICs.
     pub(crate) turn: usize,
+    /// An operation that the card may not have been told of.
+    pub(crate) owed: Option<Owed>,
+    /// Operations under way that only ring the bell: each takes a place of the card's queue that [`Queue`] does not know of.
+    pub(crate) bells: usize,
 }
 
 impl LaneState {
@@ -154,6 +161,8 @@ impl Lane {
                 taken: Vec::new(),
                 addresses: Addresses::new(config.max_peers.max(1)),
                 turn: seat.seat,
+                owed: None,
+                bells: 0,
             }),
             gauges: NicGauges::new(&nic.name),
             nic,
@@ -197,6 +206,9 @@ impl Lane {
 
     /// Reads completions and posts what can be posted. Returns how much happened.
     pub(crate) fn drive(&self, state: &mut LaneState, context: &Context<'_>, outcome: &mut Outcome) -> usize {
+        if state.owed.is_some() {
+            self.keep_promise(state);
+        }
         let mut happened = self.poll(state, context, outcome);
         happened += self.post(state, context, outcome);
         happened
@@ -204,7 +216,7 @@ impl Lane {
 
     /// One reading of the completion queue.
     pub(crate) fn poll(&self, state: &mut LaneState, context: &Context<'_>, outcome: &mut Outcome) -> usize {
-        let LaneState { endpoint, queue, lots, completions, .. } = state;
+        let LaneState { endpoint, queue, lots, completions, bells, .. } = state;
         let completions = match self.nic.queue.poll(completions) {
             Ok(completions) => completions,
             Err(error) => {
@@ -224,6 +236,11 @@ impl Lane {
                 context.arrivals.arrived(immediate as u32);
             }
             let Some(token) = completion.token() else { continue };
+            if token & BELL != 0 {
+                // Told is told: whatever has become of it.
+                *bells = bells.saturating_sub(1);
+                continue;
+            }
             if token & RECEIVE != 0 {
                 // Aborted receives belong to an endpoint that is closed; its successor has its own.
                 if completion.result().is_ok() {
@@ -294,6 +311,7 @@ impl Lane {
         state.endpoint.close().map_err(|error| {
             crate::Error::fabric(format!("closing the endpoint of NIC {}", self.nic.name), error)
         })?;
+        state.owed = None;
         state.endpoint = Arc::new(self.nic.open_endpoint()?);
         self.counters.reopened.fetch_add(1, Ordering::Relaxed);
         Ok(())

@@ -10,7 +10,7 @@ use fabric_safe::{Address, OperationId, PostError, PostFlags, Remote, Transmit, 
 
 use crate::addresses::Addresses;
 use crate::clock::nanos;
-use crate::lane::{Context, Lane, LaneState, Outcome, bump};
+use crate::lane::{BELL, Context, Lane, LaneState, Outcome, bump};
 use crate::lot::{Cargo, Lot, Lots, Taken};
 use crate::nic::PROBE_OWN;
 use crate::request::Op;
@@ -18,7 +18,7 @@ use crate::scheduler::queue::{Queue, Token};
 use crate::scheduler::rail::{Set, has_one_partner, partner};
 use crate::scheduler::retry::Failure;
 use crate::slice::{NONE, Slice};
-use crate::warmup::Probe;
+use crate::warmup::{LEAST, Probe};
 
 /// How long a peer may take nothing at all before that counts as a failed attempt. Connections over TCP are set up within a
 /// second even when the first packet is lost.
@@ -61,6 +61,17 @@ struct Desk<'a> {
     lots: &'a mut Lots,
     addresses: &'a mut Addresses,
     turn: &'a mut usize,
+    owed: &'a mut Option<Owed>,
+    bells: &'a mut usize,
+}
+
+/// The latest operation was posted with the promise that another one follows ([`PostFlags::MORE`]), and none has: the card may not
+/// have been told of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owed {
+    /// The peer's place among the [addresses](Addresses), and its NIC.
+    slot: usize,
+    remote_nic: u8,
 }
 
 impl Lane {
@@ -69,8 +80,8 @@ impl Lane {
         if state.queue.queued() == 0 {
             return 0;
         }
-        let LaneState { endpoint, queue, lots, addresses, turn, .. } = state;
-        let desk = &mut Desk { queue, lots, addresses, turn };
+        let LaneState { endpoint, queue, lots, addresses, turn, owed, bells, .. } = state;
+        let desk = &mut Desk { queue, lots, addresses, turn, owed, bells };
         let Ok(mut transmit) = endpoint.transmit() else { return 0 };
         let now = context.now();
         let mut posted = 0;
@@ -123,8 +134,43 @@ impl Lane {
             }
             next = if posted < POSTS { desk.queue.next(now) } else { None };
         }
+        if desk.owed.is_some() {
+            self.ring(desk, &mut transmit);
+        }
         bump(&self.counters.slices, posted as u64);
         posted
+    }
+
+    /// Tries again what was refused when it was due.
+    #[cold]
+    pub(crate) fn keep_promise(&self, state: &mut LaneState) {
+        let LaneState { endpoint, queue, lots, addresses, turn, owed, bells, .. } = state;
+        let desk = &mut Desk { queue, lots, addresses, turn, owed, bells };
+        if let Ok(mut transmit) = endpoint.transmit() {
+            self.ring(desk, &mut transmit);
+        }
+    }
+
+    /// Keeps the promise that was made with the latest operation, when what was to follow has been cancelled or refused: a small
+    /// read to the same NIC takes its place. If that is refused too, the next look at the lane begins with it.
+    #[cold]
+    fn ring(&self, desk: &mut Desk<'_>, transmit: &mut Transmit<'_>) {
+        let Some(Owed { slot, remote_nic }) = *desk.owed else { return };
+        let own = PROBE_OWN..PROBE_OWN + LEAST;
+        let (Some((address, nic)), Ok(local)) =
+            (desk.addresses.entry(slot, remote_nic.into()), self.nic.probe.slice(own))
+        else {
+            // The peer has been forgotten meanwhile. A new endpoint ends what the card has not been told of.
+            self.flushed.store(true, Ordering::Relaxed);
+            *desk.owed = None;
+            return;
+        };
+        let (address_there, key) = nic.probe;
+        match transmit.read(address, local, Remote { address: address_there, key }, BELL) {
+            Ok(_) => (*desk.owed, *desk.bells) = (None, *desk.bells + 1),
+            Err(PostError::Closed) => *desk.owed = None,
+            Err(_) => {}
+        }
     }
 
     /// Posts the slice behind `token` and those of the same lot behind it. Comes back when there is nothing more to post, or with
@@ -149,6 +195,7 @@ impl Lane {
                     Ok(()) => {
                         queue.posted(token);
                         *posted += 1;
+                        *desk.owed = None;
                         queue.next(now).map(|token| (token, Refused::Other))
                     }
                     Err(refused) => Some((token, refused)),
@@ -179,11 +226,20 @@ impl Lane {
             let result = match lot.op {
                 _ if special => {
                     let immediate = if lot.gate { lot.immediate(slice.request()) } else { None };
-                    // Only if another one follows for certain: the card is not told of this one before.
-                    let more = context.doorbell_batching && *posted + 1 < POSTS && queue.has_another();
+                    // Only if another one can follow: the card is not told of this one before. Should that come to nothing, a
+                    // bell is rung, in the place that the other would have had.
+                    let more = context.doorbell_batching
+                        && *posted + 1 < POSTS
+                        && queue.has_another()
+                        && queue.in_flight() + *desk.bells < queue.depth();
                     let flags = if more { PostFlags::MORE } else { PostFlags::empty() };
                     let options = WriteOptions { immediate, flags };
-                    post_special(transmit, address, lot.op, local, remote, options, raw)
+                    let posted = post_special(transmit, address, lot.op, local, remote, options, raw);
+                    if posted.is_ok() {
+                        let Path { slot, remote_nic, .. } = *path;
+                        *desk.owed = more.then_some(Owed { slot, remote_nic });
+                    }
+                    posted
                 }
                 Op::Write => transmit.write(address, local, remote, raw),
                 Op::Read => transmit.read(address, local, remote, raw),

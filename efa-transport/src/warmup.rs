@@ -36,7 +36,7 @@ pub struct WarmUp {
 }
 
 /// Bytes that every peer lets us read.
-const LEAST: usize = 8;
+pub(crate) const LEAST: usize = 8;
 /// Peers that are probed in one round.
 const PROBED_AT_ONCE: usize = 64;
 

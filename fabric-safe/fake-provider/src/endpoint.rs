@@ -179,6 +179,8 @@ fn post(endpoint: *mut fid_ep, call: Call, flags: u64, spans: Vec<Span>, context
         world.refused();
         return -(FI_EAGAIN as isize);
     }
+    world.bell(endpoint.addr(), flags & FI_MORE != 0);
+    let flags = flags & !FI_MORE;
     world.accept(endpoint.addr(), Operation { context: context.addr(), flags, spans, queue, after, end });
     0
 }
@@ -292,18 +294,18 @@ fn rma() -> fi_ops_rma {
     unsafe extern "C" fn read(e: Ep, b: Any, n: usize, _: Any, _: u64, _: u64, _: u64, c: Any) -> isize {
         post(e, Call::Post, READ, span(b, n, true), c)
     }
-    unsafe extern "C" fn readmsg(e: Ep, m: *const fi_msg_rma, _: u64) -> isize {
+    unsafe extern "C" fn readmsg(e: Ep, m: *const fi_msg_rma, flags: u64) -> isize {
         // SAFETY: a whole message.
         let (m, ranges) = unsafe { (&*m, spans((*m).msg_iov, (*m).iov_count, true)) };
-        post(e, Call::Post, READ, ranges, m.context)
+        post(e, Call::Post, READ | flags & FI_MORE, ranges, m.context)
     }
     unsafe extern "C" fn write(e: Ep, b: Buf, n: usize, _: Any, _: u64, _: u64, _: u64, c: Any) -> isize {
         post(e, Call::Post, WRITE, span(b, n, false), c)
     }
-    unsafe extern "C" fn writemsg(e: Ep, m: *const fi_msg_rma, _: u64) -> isize {
+    unsafe extern "C" fn writemsg(e: Ep, m: *const fi_msg_rma, flags: u64) -> isize {
         // SAFETY: a whole message.
         let (m, ranges) = unsafe { (&*m, spans((*m).msg_iov, (*m).iov_count, false)) };
-        post(e, Call::Post, WRITE, ranges, m.context)
+        post(e, Call::Post, WRITE | flags & FI_MORE, ranges, m.context)
     }
     unsafe extern "C" fn injected(_: Ep, b: Buf, n: usize, _: u64, _: u64, _: u64) -> isize {
         inject(b, n)

@@ -87,6 +87,10 @@ pub struct Counts {
     pub injected: u64,
     /// Entries handed out for accepted operations, errors included, second ones left out.
     pub completed: u64,
+    /// Writes and reads that were accepted with `FI_MORE`.
+    pub promised: u64,
+    /// Reads of a queue while the latest operation of an endpoint was one of those: a card has not been told of it yet.
+    pub untold: u64,
     /// Operations forgotten because their endpoint was closed.
     pub forgotten: u64,
     /// Accepted operations that have neither completed nor been forgotten.

@@ -52,6 +52,8 @@ pub(crate) struct EndpointState {
     pub(crate) transmit_queue: usize,
     pub(crate) receive_queue: usize,
     pub(crate) enabled: bool,
+    /// The latest operation was posted with `FI_MORE`: a card would not have been told of it yet.
+    pub(crate) untold: bool,
     pub(crate) operations: Vec<Operation>,
 }
 
@@ -162,6 +164,14 @@ impl World {
     }
 
     /// Begins an operation.
+    /// An operation is accepted: another one is promised to follow, or the card is told of all so far.
+    pub(crate) fn bell(&mut self, endpoint: usize, more: bool) {
+        if let Some(state) = self.endpoints.get_mut(&endpoint) {
+            state.untold = more;
+        }
+        self.happened.promised += u64::from(more);
+    }
+
     pub(crate) fn accept(&mut self, endpoint: usize, operation: Operation) {
         self.happened.accepted += 1;
         for span in &operation.spans {
@@ -188,6 +198,8 @@ impl World {
     /// Touches the memory of everything that is outstanding into a queue, and moves what is due into the queue.
     pub(crate) fn progress(&mut self, queue_address: usize) {
         self.unclosed.iter().for_each(touch);
+        let untold = |e: &EndpointState| e.untold && e.transmit_queue == queue_address;
+        self.happened.untold += u64::from(self.endpoints.values().any(untold));
         let Some(queue) = self.queues.get_mut(&queue_address) else { return };
         for endpoint in self.endpoints.values_mut() {
             endpoint.operations.retain_mut(|operation| {
