@@ -5,6 +5,16 @@
 //! registered with the domain that carries it. So there is nothing of it until a descriptor comes that calls for it; then it is
 //! opened on every card, all memory is registered with it too, out of the same budget, and our own descriptor changes.
 //!
+//! Once open, it stays. That nobody here talks to a peer on it any more does not mean that nobody needs it: transfers are one-sided,
+//! and whoever has our descriptor may write to us over these endpoints without asking, so that only the end of every such peer
+//! would tell, and that end is not told. Closing it would change the descriptor for all peers, those on the first fabric too; and
+//! a peer that restarts, which is when it would seem to be gone, would have all memory registered once more, for seconds, while it
+//! waits. What it costs meanwhile is its share of the page table entries. When they are scarce, name one fabric in the settings.
+//!
+//! It is opened in the call that adds the peer, which blocks for that long. Nothing is won by doing it elsewhere: that peer cannot be
+//! reached before, nor reach us, and what is answered to it is the descriptor that names the new endpoints. Transfers with others
+//! go on meanwhile, and other peers are added: only those that need the same fabric wait for it.
+//!
 //! What there is no room for, or what cannot be opened, is said where it matters: to whoever adds the peer, or uses the memory.
 
 use std::sync::Arc;
