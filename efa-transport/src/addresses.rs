@@ -160,3 +160,28 @@ impl Lane {
         self.state.lock().addresses.forget(slot as usize);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used(last_used: u64) -> PeerAddresses {
+        PeerAddresses { nics: Some(Arc::new([])), last_used, ..PeerAddresses::default() }
+    }
+
+    /// Catches: room that is made by taking the address of a peer with operations under way, or of the one that needs the room.
+    #[test]
+    fn room_is_made_by_the_peer_that_has_been_idle_longest_and_has_nothing_under_way() {
+        let mut addresses = Addresses::new(1);
+        addresses.peers = vec![used(1), used(2), PeerAddresses::default(), used(3), used(4)];
+        let known = |addresses: &Addresses| -> Vec<usize> {
+            (0..5).filter(|&slot| addresses.peers[slot].nics.is_some()).collect()
+        };
+        addresses.evict(1, |slot| slot == 0);
+        assert_eq!(known(&addresses), [0, 1, 4], "the first is busy, the second wants the room");
+        addresses.evict(1, |_| true);
+        assert_eq!(known(&addresses), [0, 1, 4], "all are busy: there are more than enough for a while");
+        addresses.evict(1, |_| false);
+        assert_eq!(known(&addresses), [1, 4]);
+    }
+}

@@ -1,5 +1,7 @@
+//! On a provider that refuses and fails on command.
+//!
 //! Doorbell batching: a card is told of everything that has been posted before anybody looks at its completions, whatever has become
-//! of the operation that was to follow. On a provider that refuses on command.
+//! of the operation that was to follow. Immediates: one whose fate is unknown is not sent again.
 
 mod common;
 
@@ -13,7 +15,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, TestRunner};
 use scripted_provider::{Answer, Call, Control};
 
-const CHILD: &str = "EFA_TRANSPORT_TEST_DOORBELL";
+const CHILD: &str = "EFA_TRANSPORT_TEST_SCRIPTED";
 const EAGAIN: i32 = 11;
 const EIO: i32 = 5;
 const BLOCK: u64 = 64;
@@ -128,6 +130,32 @@ fn every_card_is_told_of_what_was_posted_before_its_completions_are_read() {
         }
         // Otherwise nothing has been shown.
         assert!(promised.get() > 0, "no doorbell has been saved");
+        transport.shutdown(soon());
+    });
+}
+
+/// Catches: an immediate that is sent again after an attempt of which nobody knows whether it got through, so that the receiver
+/// counts it twice; writes without one that are given up although they can be repeated.
+#[test]
+fn an_immediate_of_unknown_fate_is_not_sent_again_and_a_plain_write_is() {
+    let test = "an_immediate_of_unknown_fate_is_not_sent_again_and_a_plain_write_is";
+    scripted(test, |control| {
+        let transport = Transport::open(config("scripted", 2, "initiator")).expect("scripted");
+        let region = memory(&transport, BLOCK as usize);
+        let own = transport.add_or_update_peer(&transport.local_descriptor()).expect("our descriptor");
+        let mut batch = Batch::new();
+        for (immediate, attempts) in [(true, 1), (false, 2)] {
+            control.reset();
+            control.tell(Call::Post, Answer::Error { errno: EIO, provider_errno: 0, after: 0 }, 1);
+            let write = Request::write(own, &region, region.addr(), region.addr(), BLOCK);
+            batch.push(if immediate { write.with_immediate(7) } else { write }).expect("a request");
+            let outcome = transport.submit(&mut batch).expect("submitting").wait();
+            assert_eq!(outcome.is_err(), immediate, "{outcome:?}");
+            if let Err(error) = outcome {
+                assert!(error.to_string().contains("may or may not have arrived"), "{error}");
+            }
+            assert_eq!(control.counts().accepted, attempts, "immediate: {immediate}");
+        }
         transport.shutdown(soon());
     });
 }
