@@ -31,7 +31,8 @@ impl Poke {
     }
 
     pub(crate) fn poke(&self) {
-        if self.asleep.swap(false, Ordering::AcqRel) {
+        // One order with what has been changed before, which the waiter looks at after it has said that it is asleep.
+        if self.asleep.swap(false, Ordering::SeqCst) {
             let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
         }
     }

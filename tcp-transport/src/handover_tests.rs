@@ -381,3 +381,44 @@ fn large_batches_of_two_threads_get_on_without_a_timer() {
         });
     });
 }
+
+/// Threads with one small request at a time each, alternately waiting, polling for a while and then waiting, and awaiting: a lane
+/// goes from one to the other, and to the I/O thread and back, thousands of times.
+#[test]
+fn small_requests_of_several_threads_get_on_without_a_timer() {
+    for lanes in [1, 2] {
+        bounded(move || {
+            let world = World::with(lanes, 64, |builder| builder);
+            world.peer.connect(hour()).unwrap();
+            std::thread::scope(|scope| {
+                for thread in 0..3 {
+                    let world = &world;
+                    scope.spawn(move || {
+                        let (told, wakes) = channel();
+                        let waker = Waker::from(Arc::new(Told(Mutex::new(told))));
+                        for n in 0..600 {
+                            let mut handle = pin!(world.write(4096));
+                            match (n + thread) % 7 {
+                                0 => {
+                                    let mut context = Context::from_waker(&waker);
+                                    while handle.as_mut().poll(&mut context).is_pending() {
+                                        wakes.recv().unwrap();
+                                    }
+                                }
+                                1 => {
+                                    let _ = BatchHandle::poll(&handle);
+                                    handle.wait().unwrap();
+                                }
+                                2 => {
+                                    let _ = handle.wait_until(Instant::now());
+                                    handle.wait().unwrap();
+                                }
+                                _ => handle.wait().unwrap(),
+                            }
+                        }
+                    });
+                }
+            });
+        });
+    }
+}
