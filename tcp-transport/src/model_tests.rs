@@ -857,3 +857,31 @@ fn what_waits_for_a_peer_is_bounded() {
     responder.sent(24 + (4 << 20));
     assert!(responder.wants_input() && responder.next_call(1).is_some());
 }
+
+/// After a cancellation has been answered, an answer that had not begun is one of refusal. One that has begun goes on.
+#[test]
+fn cancelling_takes_back_answers_that_have_not_begun() {
+    for begun in [0_u64, 1, 24, 30] {
+        let world = World::new(1);
+        let mut responder = world.responder();
+        let mut meta = world.remote.inner.key.0.to_vec();
+        wire::put_ranges(&mut meta, &[Range { at: world.remote.addr(), len: 64 }]);
+        let read = Header { kind: Kind::Read as u8, meta_len: meta.len() as u32, ..Header::answer(7, 0, 0) };
+        responder.feed(&[&read.to_bytes()[..], &meta].concat()).unwrap();
+        responder.sent(begun);
+        let cancel = Header { kind: Kind::Cancel as u8, meta_len: 8, ..Header::answer(8, 0, 0) };
+        responder.feed(&[&cancel.to_bytes()[..], &7_u64.to_le_bytes()].concat()).unwrap();
+        let mut out = Gather::new();
+        responder.gather(&mut out, usize::MAX);
+        let said = copied(&out, LEN);
+        if begun > 0 {
+            assert_eq!(said.len() as u64, 24 + 64 - begun + 24, "{begun} bytes had been sent");
+            continue;
+        }
+        let (first, second) = said.split_first_chunk().unwrap();
+        let cancelled = crate::error::Refusal::Cancelled as u16;
+        assert_eq!(Header::from_bytes(first), Header::answer(7, cancelled, 0));
+        assert_eq!(Header::from_bytes(second.first_chunk().unwrap()), Header::answer(8, 0, 0));
+        assert_eq!(second.len(), 24);
+    }
+}

@@ -4,12 +4,16 @@
 
 mod common;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use common::raw::{Acceptor, Served, answer, go_away, is_closed};
 use common::{Asker, builder, soon, until};
-use tcp_transport::{Batch, BatchHandle, Deadlines, Error, Path, Peer, RegionDescriptor, Status, Transport};
+use tcp_transport::{
+    Batch, BatchHandle, Deadlines, Error, Path, Peer, RegionDescriptor, SocketOptions, Status, Transport,
+};
+
+const LEN: usize = 1 << 20;
 
 const WRITE: u8 = 2;
 const PING: u8 = 7;
@@ -29,16 +33,16 @@ impl World {
     }
 
     fn with(builder: tcp_transport::Builder) -> Self {
-        let (acceptor, asker) = (Acceptor::new(), Asker::new(builder, 4096));
-        asker.memory.write(0, &[7; 4096]).unwrap();
+        let (acceptor, asker) = (Acceptor::new(), Asker::new(builder, LEN));
+        asker.memory.write(0, &[7; LEN]).unwrap();
         let peer = asker.transport.peer(acceptor.addr()).unwrap();
         Self { acceptor, asker, peer }
     }
 
     /// Writes so many bytes; an I/O thread is to see to it.
     fn write(&self, len: u64, limit: Duration) -> BatchHandle {
-        let bytes =
-            [[3; 16].as_slice(), &4096_u64.to_le_bytes(), &4096_u64.to_le_bytes(), &[3, 0, 0, 0, 0, 0, 0, 0]];
+        let number = (LEN as u64).to_le_bytes();
+        let bytes = [[3; 16].as_slice(), &number, &number, &[3, 0, 0, 0, 0, 0, 0, 0]];
         let remote = RegionDescriptor::from_bytes(&bytes.concat()).unwrap();
         let mut batch = Batch::new();
         batch.set_deadline(limit);
@@ -297,4 +301,84 @@ fn what_was_lost_is_not_quiet_when_nobody_can_be_asked() {
         }
         assert!(!handle.quiesced(soon()), "restarted={restarted}: the peer may be writing it at this moment");
     }
+}
+
+/// Who answers before it has been asked in full has not understood the question: the lane is closed, and what has been sent
+/// of it, little as it may be, counts as sent.
+#[test]
+fn half_a_request_counts_as_sent() {
+    for answered in [false, true] {
+        let sockets = SocketOptions { send_buffer: Some(16 << 10), ..SocketOptions::default() };
+        let world = World::with(builder().lanes(1).sockets(sockets));
+        let handle = world.write(LEN as u64, LONG);
+        let mut lane = world.acceptor.lane();
+        let mut head = [0; 24];
+        lane.stream.read_exact(&mut head).unwrap();
+        assert_eq!(head[0], WRITE);
+        let lost = lane.number.to_le_bytes();
+        if answered {
+            lane.answer(u64::from_le_bytes(head[8..16].try_into().unwrap()), 0);
+            assert!(is_closed(lane.stream).len() < LEN, "the answer was believed");
+        } else {
+            lane.close();
+        }
+        let mut next = world.acceptor.lane();
+        let question = next.asked();
+        assert_eq!((question.kind, question.meta.as_slice()), (SUPERSEDE, &lost[..]), "answered={answered}");
+        next.is_asked_nothing("before the question is answered");
+        next.answer(question.id, 0);
+        serve_write(&mut next, LEN);
+        handle.wait().unwrap();
+    }
+}
+
+/// Who takes its time is asked for a sign of life, and is not given up as long as it gives one.
+#[test]
+fn a_slow_acceptor_is_asked_for_a_sign_of_life() {
+    let world = World::new(Deadlines { stall: Duration::from_secs(1), ..Deadlines::default() });
+    let handle = world.write(100, LONG);
+    let mut lane = world.acceptor.lane();
+    let write = lane.asked();
+    for _ in 0..3 {
+        let ping = lane.asked();
+        assert_eq!(ping.kind, PING);
+        lane.answer(ping.id, 0);
+    }
+    lane.answer(write.id, 0);
+    handle.wait().unwrap();
+    assert_eq!(world.asker.transport.statistics().lanes_lost, 0);
+}
+
+/// Requests of one lane, each with its own deadline.
+#[test]
+fn each_request_ends_at_its_own_deadline() {
+    let world = World::new(Deadlines::default());
+    let [first, second, last] = [300, 600, 60_000].map(|ms| world.write(100, Duration::from_millis(ms)));
+    let mut lane = world.acceptor.lane();
+    let asked: Vec<_> = (0..3).map(|_| lane.asked()).collect();
+    for handle in [first, second] {
+        let result = handle.wait_until(soon()).expect("a request without an end");
+        assert!(matches!(result, Err(Error::Timeout { .. })), "{result:?}");
+    }
+    assert!(last.poll().is_none());
+    asked.iter().for_each(|write| lane.answer(write.id, 0));
+    last.wait().unwrap();
+}
+
+/// A lane takes no more requests at a time than its acceptor has said. What waits for room can be cancelled, and is not sent then.
+#[test]
+fn an_acceptor_says_how_much_it_takes_at_a_time() {
+    let world = World::new(Deadlines::default());
+    let handles = [1, 2, 3, 4].map(|len| world.write(len, LONG));
+    let mut lane = world.acceptor.lane_with(|_, ours| ours[40..44].copy_from_slice(&2_u32.to_le_bytes()));
+    let (first, second) = (lane.asked(), lane.asked());
+    lane.is_asked_nothing("two are in flight");
+    handles[2].cancel();
+    assert!(matches!(handles[2].wait_until(soon()), Some(Err(Error::Cancelled))));
+    assert!(handles[2].quiesced(soon()), "it was never sent");
+    lane.answer(first.id, 0);
+    serve_write(&mut lane, 4);
+    lane.answer(second.id, 0);
+    [0, 1, 3].into_iter().for_each(|n| handles[n].wait().unwrap());
+    lane.is_asked_nothing("all has been answered");
 }

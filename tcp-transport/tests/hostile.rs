@@ -502,3 +502,22 @@ fn who_leaves_gives_back_the_room_of_its_calls() {
     let peer = asker.transport.peer(target.addr()).unwrap();
     assert_eq!(peer.call(b"quick", soon()).unwrap(), b"quick");
 }
+
+/// No more connections than the limit, of which one that ends leaves room for another.
+#[test]
+fn connections_above_the_limit_are_closed() {
+    let limits = Limits { connections: 2, ..Limits::default() };
+    let target = Target::new(builder().limits(limits), 4096);
+    let (first, mut second) = (Liar::new(target.addr()), Liar::new(target.addr()));
+    let mut third = TcpStream::connect(target.addr()).unwrap();
+    // May find it closed already.
+    let _ = third.write_all(&[&preface(0), [104, 0].as_slice(), &[3; 24], &[0; 80]].concat());
+    assert!(is_closed(third).is_empty(), "was answered");
+    drop(first);
+    until("there is room", || target.transport.statistics().connections == 1);
+    let mut third = Liar::new(target.addr());
+    for liar in [&mut second, &mut third] {
+        liar.0.write_all(&Liar::frame(7, 0, 1, &[], 0)).unwrap();
+        assert_eq!(liar.code(), 0);
+    }
+}

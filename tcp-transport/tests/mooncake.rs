@@ -8,9 +8,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use common::{Asker, Target, builder, pattern, soon};
+use common::raw::is_closed;
+use common::{Asker, Target, builder, pattern, soon, until};
 use tcp_transport::mooncake::{Client, Version};
-use tcp_transport::{Access, Batch, Error, Foreign, OwnedMemory, Recognition, Refusal};
+use tcp_transport::{Access, Batch, Deadlines, Error, Foreign, OwnedMemory, Recognition, Refusal};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -150,4 +151,107 @@ fn a_foreign_protocol_shares_the_port() {
     let client = Client::new(target.addr(), Version::V2, SECOND);
     client.write(&asker.region, asker.region.addr(), target.region.addr(), 4096, soon()).unwrap();
     asker.transport.peer(target.addr()).unwrap().ping(soon()).unwrap();
+}
+
+/// Who stops in the middle of a request is given up, wherever that is.
+#[test]
+fn a_client_that_stalls_is_given_up() {
+    let deadlines = Deadlines { stall: Duration::from_millis(200), ..Deadlines::default() };
+    let target = Target::new(builder().serve_mooncake(true).deadlines(deadlines), 32 << 20);
+    let write = [head(100, target.region.addr(), 0x81), vec![1; 100]].concat();
+    // A connection is this protocol's from its first header on.
+    let ask = head(1, target.region.addr(), 0);
+    for cut in [1, 12, 24, 60] {
+        let mut raw = TcpStream::connect(target.addr()).unwrap();
+        raw.write_all(&ask).unwrap();
+        raw.read_exact(&mut [0]).unwrap();
+        raw.write_all(&write[..cut]).unwrap();
+        assert!(is_closed(raw).is_empty(), "{cut} bytes");
+    }
+    // Takes no answer. Reading would be progress, so it is the other side that is looked at.
+    let mut raw = TcpStream::connect(target.addr()).unwrap();
+    raw.write_all(&head(32 << 20, target.region.addr(), 0)).unwrap();
+    until("it has been served", || target.transport.statistics().bytes_served_read >= 32 << 20);
+    until("it is given up", || target.transport.statistics().connections == 0);
+}
+
+/// Revoking is a barrier for this protocol, too: the rest of a write is thrown away, a read ends with its connection.
+#[test]
+fn a_revoked_region_is_neither_written_nor_read() {
+    let target = Target::new(builder().serve_mooncake(true), 4096);
+    let memory = OwnedMemory::new(32 << 20).unwrap();
+    let region = target.transport.register(memory.clone(), Access::READ_WRITE).unwrap();
+    let (mut writer, mut reader) =
+        (TcpStream::connect(target.addr()).unwrap(), TcpStream::connect(target.addr()).unwrap());
+    writer.write_all(&[head(100, region.addr(), 0x81), vec![1; 40]].concat()).unwrap();
+    let byte = |at: usize| {
+        let mut byte = [0];
+        memory.read(at, &mut byte).unwrap();
+        byte[0]
+    };
+    until("a part is there", || byte(39) == 1);
+    reader.write_all(&head(32 << 20, region.addr(), 0x80)).unwrap();
+    let mut status = [0; 8];
+    reader.read_exact(&mut status).unwrap();
+    assert_eq!(u64::from_le_bytes(status), 0x4D43_5456 << 32);
+    region.revoke();
+    writer.write_all(&[1; 60]).unwrap();
+    writer.read_exact(&mut status).unwrap();
+    assert_eq!(u64::from_le_bytes(status), 0x4D43_5456 << 32 | 1);
+    assert_eq!((byte(39), byte(40), byte(99)), (1, 0, 0));
+    assert!(is_closed(reader).len() < 32 << 20, "read to its end after revocation");
+}
+
+/// A connection that is kept may have been closed by the other side meanwhile: another one is made. One whose answer has not come
+/// is not used for the next request, which would take that answer for its own.
+#[test]
+fn kept_connections_are_used_while_they_are_in_step() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let asker = Asker::new(builder(), 4096);
+    let client = Client::new(listener.local_addr().unwrap(), Version::V2, SECOND);
+    let serve = |stream: &mut TcpStream, byte: u8| {
+        stream.read_exact(&mut [0; 24]).unwrap();
+        let answer = [(0x4D43_5456_u64 << 32).to_le_bytes().as_slice(), &[byte]].concat();
+        stream.write_all(&answer).unwrap();
+    };
+    let read = |deadline| client.read(&asker.region, asker.region.addr(), 4096, 1, deadline);
+    let is = |byte: u8| {
+        let mut found = [0];
+        asker.memory.read(0, &mut found).unwrap();
+        assert_eq!(found, [byte]);
+    };
+    listener.set_nonblocking(true).unwrap();
+    let accept = || {
+        let mut stream = None;
+        until("a connection is made", || {
+            stream = listener.accept().ok();
+            stream.is_some()
+        });
+        let (stream, _) = stream.unwrap();
+        stream.set_nonblocking(false).unwrap();
+        stream
+    };
+    std::thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            let mut first = accept();
+            serve(&mut first, 1);
+            serve(&mut first, 2);
+            drop(first);
+            let mut second = accept();
+            serve(&mut second, 3);
+            second
+        });
+        for byte in [1, 2, 3] {
+            read(soon()).unwrap();
+            is(byte);
+        }
+        let mut late = server.join().unwrap();
+        let error = read(Instant::now() + Duration::from_millis(50)).unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        serve(&mut late, 4);
+        let server = scope.spawn(|| serve(&mut accept(), 5));
+        read(soon()).unwrap();
+        is(5);
+        server.join().unwrap();
+    });
 }
