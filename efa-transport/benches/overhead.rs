@@ -94,9 +94,9 @@ fn counted_bare_alone(provider: &str, count: u64) -> Result<()> {
 }
 
 /// `count` blocks written through the transport: pages of a request each.
-fn counted_ours(provider: &str, count: u64) -> Result<()> {
+fn counted_ours(provider: &str, count: u64, depth: usize) -> Result<()> {
     let len = 4 * BATCH * BLOCK;
-    let transport = Transport::open(common::config(provider, 1, "initiator").depth(BATCH))?;
+    let transport = Transport::open(common::config(provider, 1, "initiator").depth(depth))?;
     let mut target = Target::start(provider, 1, "target", len);
     let peer = target.meet(&transport);
     transport.warm_up(peer, soon())?;
@@ -122,10 +122,10 @@ fn counted_ours(provider: &str, count: u64) -> Result<()> {
 }
 
 /// The same without the transport.
-fn counted_bare(provider: &str, count: u64) -> Result<()> {
+fn counted_bare(provider: &str, count: u64, depth: usize) -> Result<()> {
     let mut bare = bare::Bare::start(provider, 1, 4 * BATCH * BLOCK)?;
     for _ in 0..count / BATCH as u64 {
-        bare.stream(true, BLOCK, BATCH, BATCH)?;
+        bare.stream(true, BLOCK, BATCH, depth)?;
     }
     Ok(())
 }
@@ -196,8 +196,10 @@ fn main() -> Result<()> {
     let new_queues = || (0..LANES).map(|_| Queue::new(1024, 32 << 20)).collect::<Vec<_>>();
     if let Some(child) = child() {
         match child.mode.split_once(' ') {
-            Some(("ours", provider)) => return counted_ours(provider, child.operations),
-            Some(("bare", provider)) => return counted_bare(provider, child.operations),
+            Some(("ours", provider)) => return counted_ours(provider, child.operations, BATCH),
+            Some(("bare", provider)) => return counted_bare(provider, child.operations, BATCH),
+            Some(("ours-drip", provider)) => return counted_ours(provider, child.operations, 1),
+            Some(("bare-drip", provider)) => return counted_bare(provider, child.operations, 1),
             Some(("ours-alone", provider)) => return counted_alone(provider, child.operations),
             Some(("bare-alone", provider)) => return counted_bare_alone(provider, child.operations),
             _ => way_of_slices(&mut new_queues(), child.operations),
@@ -220,6 +222,9 @@ fn main() -> Result<()> {
     // weather wants.
     let counted = [
         (format!("step=slice size={BLOCK} batch={BATCH} nics=1 provider=scripted"), "", 400.0),
+        // What a slice costs whose completion is read alone, and makes room for the next: providers over sockets and shared memory
+        // complete so. Not promised: what it has cost.
+        (format!("step=slice size={BLOCK} batch={BATCH} depth=1 nics=1 provider=scripted"), "-drip", 1300.0),
         // What a request costs that is alone in its batch, which is a part of its latency (`bench efa` has the whole). Not promised
         // to anybody: what it has cost, so that it is seen to grow.
         (format!("step=request size={BLOCK} batch=1 nics=1 provider=scripted"), "-alone", 2700.0),

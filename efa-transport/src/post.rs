@@ -77,7 +77,8 @@ pub(crate) struct Owed {
 impl Lane {
     /// Posts slices in order while there are credits.
     pub(crate) fn post(&self, state: &mut LaneState, context: &Context<'_>, outcome: &mut Outcome) -> usize {
-        if state.queue.queued() == 0 {
+        // Most readings of a stream find nothing, and its queue is full then.
+        if state.queue.queued() == 0 || state.queue.in_flight() >= state.queue.depth() {
             return 0;
         }
         let LaneState { endpoint, queue, lots, addresses, turn, owed, bells, .. } = state;
