@@ -122,7 +122,7 @@ fn deadlines_are_kept_in_every_phase() {
         let error = asker.transport.submit(&mut batch).unwrap().wait().unwrap_err();
         let took = start.elapsed();
         assert!(matches!(error, Error::Timeout { .. }), "{name}: {error}");
-        assert!(took >= limit && took < limit + Duration::from_millis(700), "{name}: {took:?}");
+        assert!(took >= limit && took < limit + Duration::from_secs(3), "{name}: {took:?}");
         if name == "refused" {
             assert!(error.to_string().contains("refused"), "says what went wrong on the way: {error}");
         }
