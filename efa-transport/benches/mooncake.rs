@@ -15,6 +15,7 @@ use std::time::Instant;
 use benchkit::{Bench, Metric, Result, throughput_gb_per_s};
 use common::{Target, memory, soon};
 use efa_transport::{Batch, Request, Transport};
+use rustix::process::{Pid, Signal, kill_process};
 use soft_efa::{Network, Profile};
 
 const CARDS: usize = 4;
@@ -35,12 +36,13 @@ fn main() -> Result<()> {
         match contestants() {
             // The network goes last: the others live on it.
             Ok((_network, ours, theirs)) => {
+                theirs.signal(Signal::STOP)?;
                 let (ours, theirs) = (RefCell::new(ours), RefCell::new(theirs));
                 bench.case(case).target(3.0).compare(
                     Metric::Throughput,
                     "Mooncake's EFA transport from Python",
                     || ours.borrow_mut().round(),
-                    || theirs.borrow_mut().round(),
+                    || theirs.borrow_mut().round_awake(),
                 )?;
             }
             Err(error) => eprintln!("SKIP: mooncake {case}: {error}"),
@@ -54,7 +56,7 @@ struct Contestant {
     child: Child,
     said: BufReader<ChildStdout>,
     /// Its target, where it has not started that itself.
-    _target: Option<Running>,
+    target: Option<Running>,
 }
 
 struct Running(Child);
@@ -79,7 +81,24 @@ impl Contestant {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut said = BufReader::new(child.stdout.take().ok_or("no pipe")?);
         answer(&mut said, "READY")?;
-        Ok(Self { child, said, _target: target })
+        Ok(Self { child, said, target })
+    }
+
+    /// Stops both its processes, or lets them go on: pollers that never sleep would take the processors from whatever is measured
+    /// beside them.
+    fn signal(&self, signal: Signal) -> Result<()> {
+        for child in [Some(&self.child), self.target.as_ref().map(|target| &target.0)].into_iter().flatten() {
+            kill_process(Pid::from_child(child), signal)?;
+        }
+        Ok(())
+    }
+
+    /// A round of a contestant that is stopped before and after.
+    fn round_awake(&mut self) -> Result<f64> {
+        self.signal(Signal::CONT)?;
+        let figure = self.round();
+        self.signal(Signal::STOP)?;
+        figure
     }
 
     /// Ten batches, in GB/s: one is over too soon.
