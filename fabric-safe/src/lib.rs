@@ -109,7 +109,7 @@
 //! | progress | With [`Info::manual_progress`], *both* sides have to poll, the target of a write too. |
 //! | waiting | [`CompletionQueue::wait`] where the provider has a descriptor to wait on; `shm` and `udp;ofi_rxd` have none. |
 //! | registering | From several threads at once; one at a time with `net` of 1.17, which cannot. |
-//! | a bad key | Reaches nothing, anywhere. `tcp`, `net` and `tcp;ofi_rxm` cancel the operation, `sockets` and EFA 2.x report an error, EFA and `shm` of 1.17 and `udp;ofi_rxd` never complete it, `shm` 2.5 reports success. `tcp` and `net` answer [`PostError::Again`] for ever after: set a deadline, close the endpoint. |
+//! | a bad key | Reaches nothing, anywhere. `tcp`, `net` and `tcp;ofi_rxm` cancel the operation, `sockets` and EFA 2.x report an error, EFA and `shm` of 1.17 and `udp;ofi_rxd` never complete it, `shm` 2.5 reports success. The `efa` provider of 1.17 may crash in the target. `tcp` and `net` answer [`PostError::Again`] for ever after: set a deadline, close the endpoint. |
 //! | immediates | 8 bytes, 4 on EFA ([`Info::immediate_bytes`]). May use up a receive: [`Completion::kind`]. |
 //! | a message without a receive | With `net`/`tcp` it holds up everything behind it on the same connection. |
 //! | cancelling | Receives only, and not everywhere. |
@@ -119,7 +119,7 @@
 //! directly, and the provider crashes if one of them is closed while there is business between them (libfabric 2.5 also
 //! with traffic in both directions). Between processes it is sound, but peers may carry out an operation after its endpoint
 //! has been closed, so the memory of what is aborted then is kept for ever. The `efa` provider of 1.17 was seen to crash when a
-//! peer closed its endpoint in the middle of emulated writes (2.5 not). Connected endpoints and multi-receive buffers
+//! peer closed its endpoint in the middle of emulated writes, and when one came with a bad key (2.5 not). Connected endpoints and multi-receive buffers
 //! are not offered.
 
 mod address;

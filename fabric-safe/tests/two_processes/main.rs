@@ -16,7 +16,9 @@ use std::time::Instant;
 
 use support::line::{Line, PATIENCE};
 use support::node::{Node, discover};
-use support::{libraries, skip};
+use support::{
+    libraries, {skip, without},
+};
 
 use side::Side;
 
@@ -134,9 +136,12 @@ fn child() {
     let mut side = Side::meet(node, line, info.capabilities(), target, &provider);
     match std::env::var(PLAY).unwrap().as_str() {
         EVERYTHING => side.everything(&provider),
+        // The efa provider of 1.17 sometimes follows a wrong pointer in the target when somebody comes with a bad key, or goes in
+        // the middle of its protocol.
+        BAD_KEY | PARTING if provider == "efa/efa" && info.provider_version().0 < 200 => {
+            without(&std::env::var(PLAY).unwrap(), &provider, "1.17's crashes");
+        }
         BAD_KEY => side.bad_key(&provider),
-        // The efa provider of 1.17 sometimes follows a wrong pointer when a peer has gone in the middle of its protocol.
-        PARTING if provider == "efa/efa" && info.provider_version().0 < 200 => {}
         PARTING => side.parting(),
         other => panic!("no play {other}"),
     }
