@@ -16,9 +16,7 @@ use std::time::Instant;
 
 use support::line::{Line, PATIENCE};
 use support::node::{Node, discover};
-use support::{
-    libraries, {skip, without},
-};
+use support::{libraries, skip, without};
 
 use side::Side;
 
