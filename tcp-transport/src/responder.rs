@@ -3,6 +3,7 @@
 
 mod answers;
 mod calls;
+mod spare;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ use crate::window::Seen;
 use crate::wire::{self, Event, FLAG_IMMEDIATE, HEADER_LEN, Header, Kind, Malformed, Reader};
 
 pub(crate) use calls::Call;
+use spare::Spare;
 
 /// Memory that calls, lists of ranges and answers of one lane may take before no more requests are taken off the socket.
 pub(crate) const MAX_HELD_BYTES: u64 = 64 << 20;
@@ -86,7 +88,7 @@ pub(crate) struct Responder {
     staged: Outgoing,
     /// Memory of answers that wait for the peer, and of lists of ranges.
     held_bytes: u64,
-    spare: Vec<Vec<Range>>,
+    spare: Spare,
     host: Option<HostPeer>,
     jobs: VecDeque<HostJob>,
     /// For the handler; `open_calls` has those in it that are there already.
@@ -111,7 +113,7 @@ impl Responder {
             front_cursor: Cursor::default(),
             staged: Outgoing::default(),
             held_bytes: 0,
-            spare: Vec::new(),
+            spare: Spare::default(),
             host: None,
             jobs: VecDeque::new(),
             calls: VecDeque::new(),
@@ -236,7 +238,7 @@ impl Responder {
         }
         match kind {
             Kind::Read => {
-                let (key, mut ranges) = (wire::get_key(&mut r)?, self.spare.pop().unwrap_or_default());
+                let (key, mut ranges) = (wire::get_key(&mut r)?, self.spare.take());
                 let bytes = wire::get_ranges(&mut r, &mut ranges)?;
                 r.end()?;
                 match self.resolve(key, Access::READ, &mut ranges) {
@@ -245,7 +247,7 @@ impl Responder {
                         self.reply(Header::answer(id, 0, bytes), Body::Memory(region, ranges));
                     }
                     Err(code) => {
-                        self.spare.push(ranges);
+                        self.spare.keep(ranges);
                         self.refuse(id, code);
                     }
                 }
@@ -268,8 +270,7 @@ impl Responder {
             Kind::HostRead | Kind::HostWrite => {
                 let key = wire::get_key(&mut r)?;
                 let event = get_immediate(&mut r, header.flags)?;
-                let (mut ours, mut theirs) =
-                    (self.spare.pop().unwrap_or_default(), self.spare.pop().unwrap_or_default());
+                let (mut ours, mut theirs) = (self.spare.take(), self.spare.take());
                 let bytes = wire::get_ranges(&mut r, &mut ours)?;
                 if wire::get_ranges(&mut r, &mut theirs)? != bytes {
                     return Err(Malformed("the two sides of a copy differ in length"));
@@ -291,8 +292,8 @@ impl Responder {
                         self.jobs.push_back(job);
                     }
                     Err(code) => {
-                        self.spare.push(ours);
-                        self.spare.push(theirs);
+                        self.spare.keep(ours);
+                        self.spare.keep(theirs);
                         self.refuse(id, code);
                     }
                 }
@@ -492,8 +493,8 @@ impl Responder {
             };
             self.answer(job.id, code);
             let (ours, theirs) = job.into_ranges();
-            self.keep(ours);
-            self.keep(theirs);
+            self.spare.keep(ours);
+            self.spare.keep(theirs);
         }
     }
 }

@@ -5,13 +5,9 @@ use std::sync::Arc;
 use super::{Body, Reply, Responder};
 use crate::error::Refusal;
 use crate::region::RegionInner;
-use crate::request::Range;
 use crate::seam::Gather;
 use crate::slice::Cursor;
 use crate::wire::{HEADER_LEN, Header};
-
-/// Lists that are kept for later requests.
-const SPARE: usize = 64;
 
 impl Body {
     /// Bytes of this process's memory that it takes, besides the region's.
@@ -25,14 +21,6 @@ impl Body {
 }
 
 impl Responder {
-    /// Takes back a list that a request has used.
-    pub(super) fn keep(&mut self, mut ranges: Vec<Range>) {
-        if self.spare.len() < SPARE {
-            ranges.clear();
-            self.spare.push(ranges);
-        }
-    }
-
     /// Queues an answer without payload.
     pub(crate) fn answer(&mut self, id: u64, code: u16) {
         if code != 0 && code != Refusal::Busy as u16 {
@@ -134,7 +122,7 @@ impl Responder {
             self.staged.clear();
             self.held_bytes -= front.body.held();
             if let Some(Reply { body: Body::Memory(_, ranges), .. }) = self.replies.pop_front() {
-                self.keep(ranges);
+                self.spare.keep(ranges);
             }
         }
     }
