@@ -101,23 +101,15 @@ impl Core {
         let slot = batches.take();
         let entry = &mut batches.slots[slot as usize];
         let requests = batch.requests.iter().map(|stored| (stored.peer, stored.immediate));
-        let filled = match Arc::get_mut(&mut entry.state) {
-            Some(state) => state.fill(deadline, requests, || self.peers()),
-            None => {
-                let mut state = BatchState::new();
-                let filled = state.fill(deadline, requests, || self.peers());
-                entry.state = Arc::new(state);
-                filled
-            }
-        };
-        if let Err(error) = filled {
-            if let Some(state) = Arc::get_mut(&mut entry.state) {
-                state.clear();
-            }
+        // What has this one owner, under this lock, nobody can clone meanwhile; and there are no weak ones.
+        let state =
+            Arc::get_mut(&mut entry.state).expect("`take` gives a slot whose state nobody else holds");
+        if let Err(error) = state.fill(deadline, requests, || self.peers()) {
+            state.clear();
             batches.free.push(slot);
             return Err(error);
         }
-        if let (Some(table), Some(state)) = (&batch.table, Arc::get_mut(&mut entry.state)) {
+        if let Some(table) = &batch.table {
             state.take_peer_for(table);
         }
         entry.taken = true;
