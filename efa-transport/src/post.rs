@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fabric_safe::{Address, OperationId, PostError, PostFlags, Remote, Transmit, WriteOptions};
+use fabric_safe::{Address, Endpoint, OperationId, PostError, PostFlags, Remote, Transmit, WriteOptions};
 
 use crate::addresses::Addresses;
 use crate::clock::nanos;
@@ -74,6 +74,15 @@ pub(crate) struct Owed {
     remote_nic: u8,
 }
 
+impl LaneState {
+    /// What is posted with, and what posting works on.
+    #[inline]
+    fn desk(&mut self) -> (&Endpoint, Desk<'_>) {
+        let Self { endpoint, queue, lots, addresses, turn, owed, bells, .. } = self;
+        (endpoint, Desk { queue, lots, addresses, turn, owed, bells })
+    }
+}
+
 impl Lane {
     /// Posts slices in order while there are credits.
     pub(crate) fn post(&self, state: &mut LaneState, context: &Context<'_>, outcome: &mut Outcome) -> usize {
@@ -81,8 +90,7 @@ impl Lane {
         if state.queue.queued() == 0 || state.queue.in_flight() >= state.queue.depth() {
             return 0;
         }
-        let LaneState { endpoint, queue, lots, addresses, turn, owed, bells, .. } = state;
-        let desk = &mut Desk { queue, lots, addresses, turn, owed, bells };
+        let (endpoint, desk) = &mut state.desk();
         let Ok(mut transmit) = endpoint.transmit() else { return 0 };
         let now = context.now();
         let mut posted = 0;
@@ -145,8 +153,7 @@ impl Lane {
     /// Tries again what was refused when it was due.
     #[cold]
     pub(crate) fn keep_promise(&self, state: &mut LaneState) {
-        let LaneState { endpoint, queue, lots, addresses, turn, owed, bells, .. } = state;
-        let desk = &mut Desk { queue, lots, addresses, turn, owed, bells };
+        let (endpoint, desk) = &mut state.desk();
         if let Ok(mut transmit) = endpoint.transmit() {
             self.ring(desk, &mut transmit);
         }
