@@ -19,7 +19,7 @@ pub(crate) fn preface(mode: u8) -> Vec<u8> {
 
 /// Reads until the other side closes; panics if it does not in time.
 pub(crate) fn is_closed(mut stream: TcpStream) -> Vec<u8> {
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(MUTE)).unwrap();
     let mut said = Vec::new();
     match stream.read_to_end(&mut said) {
         Ok(_) => {}
@@ -77,7 +77,7 @@ impl Liar {
     /// The code of the next answer, which must have no payload.
     pub(crate) fn code(&mut self) -> u16 {
         let mut answer = [0; 24];
-        self.0.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        self.0.set_read_timeout(Some(MUTE)).unwrap();
         self.0.read_exact(&mut answer).unwrap();
         assert_eq!((answer[0], &answer[16..]), (0x80, &[0; 8][..]));
         u16::from_le_bytes([answer[2], answer[3]])
