@@ -112,6 +112,7 @@
 //! | a bad key | Reaches nothing, anywhere. `tcp`, `net` and `tcp;ofi_rxm` cancel the operation, `sockets` and EFA 2.x report an error, EFA and `shm` of 1.17 and `udp;ofi_rxd` never complete it, `shm` 2.5 reports success. The `efa` provider of 1.17 may crash in the target. `tcp` and `net` answer [`PostError::Again`] for ever after: set a deadline, close the endpoint. |
 //! | immediates | 8 bytes, 4 on EFA ([`Info::immediate_bytes`]). May use up a receive: [`Completion::kind`]. |
 //! | a message without a receive | With `net`/`tcp` it holds up everything behind it on the same connection. |
+//! | names | With `shm`, endpoints are called after a process for good, not after a number that containers share and the kernel uses again; what killed processes left in `/dev/shm` is removed by the next one. |
 //! | cancelling | Receives only, and not everywhere. |
 //! | atomics | [`Endpoint::has_atomics`]: the capability bit alone is not enough. |
 //!
@@ -148,6 +149,7 @@ mod register;
 mod remote;
 mod segments;
 mod shared_bytes;
+mod shm_name;
 mod side;
 mod transmit;
 mod wait;

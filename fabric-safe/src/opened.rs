@@ -17,6 +17,7 @@ use crate::flags::Capabilities;
 use crate::info::EndpointKind;
 use crate::object::close;
 use crate::operations::HoldId;
+use crate::shm_name;
 use crate::side::Side;
 use crate::{Error, Info, Usage};
 
@@ -95,17 +96,28 @@ impl Endpoint<Opened> {
             }
         })?;
         match NonNull::new(raw) {
-            Some(raw) if status == 0 => Ok(Endpoint {
-                state: Opened {
-                    raw: RawEndpoint { raw, given_away: false, vector: None, domain: domain.clone() },
-                    info: info.clone(),
-                    transmit: None,
-                    receive: None,
-                    counters: Vec::new(),
-                    events: None,
-                    domain: domain.clone(),
-                },
-            }),
+            Some(raw) if status == 0 => {
+                let raw = RawEndpoint { raw, given_away: false, vector: None, domain: domain.clone() };
+                if let Some(mut name) = shm_name::name(info) {
+                    // SAFETY: the endpoint is open, and the name as long as said.
+                    let status =
+                        unsafe { sys::fi_setname(raw.as_ptr().cast(), name.as_mut_ptr().cast(), name.len()) };
+                    if status != 0 {
+                        return Err(Error::call("fi_setname", info.place(), status));
+                    }
+                }
+                Ok(Endpoint {
+                    state: Opened {
+                        raw,
+                        info: info.clone(),
+                        transmit: None,
+                        receive: None,
+                        counters: Vec::new(),
+                        events: None,
+                        domain: domain.clone(),
+                    },
+                })
+            }
             None if status == 0 => {
                 Err(Error::Misbehaviour { call: "fi_endpoint", what: "success without an object".into() })
             }
