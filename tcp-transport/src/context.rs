@@ -27,7 +27,10 @@ pub(crate) struct Context {
     pub(crate) workers: Arc<Workers>,
     pub(crate) io: Vec<Arc<IoShared>>,
     pub(crate) foreigners: Foreigners,
+    /// Takes nothing new.
     pub(crate) closed: AtomicBool,
+    /// What is left ends without its answer.
+    pub(crate) stopped: AtomicBool,
     next_io: AtomicUsize,
     next_lane: AtomicU64,
 }
@@ -54,6 +57,7 @@ impl Context {
             io,
             foreigners,
             closed: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             next_io: AtomicUsize::new(0),
             next_lane: AtomicU64::new(1),
         })
@@ -74,6 +78,12 @@ impl Context {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// The time that a [shutdown](crate::Transport::shutdown) gives is over. Set before the peers are closed, so whoever puts something on
+    /// a peer and does not see this afterwards can leave it to the one who closes it.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
     }
 
     /// What this side says about itself to everyone.

@@ -13,7 +13,10 @@ use crate::lane::Lane;
 use crate::memory::OwnedMemory;
 use crate::peer::BEFORE_WAITING;
 use crate::settings::Limits;
+use crate::share::{Share, Touched};
+use crate::slice::Slice;
 use crate::sync::lock;
+use crate::wire::Kind;
 use crate::{Access, Batch, BatchHandle, Builder, Peer, Region, Request, Transport};
 
 /// Runs `test`; one that hangs fails.
@@ -421,4 +424,68 @@ fn small_requests_of_several_threads_get_on_without_a_timer() {
             });
         });
     }
+}
+
+/// An I/O thread may look at an idle lane between the moment that its first request is put on it and the moment that it is sent:
+/// the time before that does not count as silence of the peer, and what was asked of it then is not asked for.
+#[test]
+fn an_idle_lane_is_not_silent() {
+    bounded(|| {
+        let stall = Duration::from_millis(200);
+        let deadlines = crate::Deadlines { stall, ..crate::Deadlines::default() };
+        let world = World::build(1, 8, |b| b.same_host(false).deadlines(deadlines.clone()), |b| b);
+        let [lane] = world.idle_lanes();
+        assert!(lane.try_drive());
+        let mut leavings = Leavings::default();
+        let put = || {
+            let mut core = lane.core();
+            core.push(&mut Slice::control(Kind::Ping, 0, hour()), 0);
+            lane.publish(&core);
+        };
+        for _ in 0..2 {
+            std::thread::sleep(2 * stall);
+            put();
+            lane.tick(Instant::now(), &mut leavings).unwrap();
+            assert_eq!(lane.in_flight(), 1, "a sign of life was asked for at once");
+            // Half the time without a sign: it is asked for one.
+            while lane.in_flight() == 1 {
+                lane.tick(Instant::now(), &mut leavings).unwrap();
+            }
+            drive_dry(&lane);
+        }
+        std::thread::sleep(2 * stall);
+        let begin = Instant::now();
+        put();
+        while lane.tick(Instant::now(), &mut leavings).is_ok() {
+            std::thread::yield_now();
+        }
+        assert!(begin.elapsed() >= stall - Duration::from_millis(20), "{:?}", begin.elapsed());
+    });
+}
+
+/// What was submitted before the end was known, and finds the transport stopped, ends then.
+#[test]
+fn what_comes_after_the_end_ends() {
+    bounded(|| {
+        for busy in [false, true] {
+            let (world, lane) = World::connected(1);
+            let kept = busy.then(|| {
+                assert!(lane.try_drive());
+                world.write(4096)
+            });
+            let transport = world.asker.clone();
+            let peer = Arc::clone(&world.peer.inner);
+            transport.shutdown(Instant::now());
+            let batch = peer.context.pool.take(1, &peer);
+            let mut slice = Slice::control(Kind::Ping, 0, hour());
+            slice.ticket = Some(batch.first_ticket(0));
+            let mut touched = Touched::default();
+            peer.place(&mut peer.state(), slice, &mut touched, &mut Share::single());
+            batch.seal();
+            assert!(!batch.has_ended());
+            peer.flush(&touched, true);
+            assert!(batch.has_ended() && peer.is_idle());
+            assert!(kept.is_none_or(|handle| matches!(handle.poll(), Some(Err(crate::Error::ShutDown)))));
+        }
+    });
 }

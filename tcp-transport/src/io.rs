@@ -469,6 +469,7 @@ impl IoThread {
                         self.serve_client(token, &lane, |lane, leavings| lane.tick(now, leavings));
                     } else if lane.peer.strong_count() == 0 || !lane.is_usable() {
                         lane.end();
+                        lane.peer.upgrade().iter().for_each(|peer| peer.lane_left(&lane));
                         self.drop_client(token);
                     }
                 }

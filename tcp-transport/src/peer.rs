@@ -182,6 +182,8 @@ pub(crate) struct PeerInner {
 #[derive(Default)]
 pub(crate) struct PeerState {
     lanes: Vec<Arc<Lane>>,
+    /// Lanes that take nothing new, until what is on them has ended.
+    leaving: Vec<Arc<Lane>>,
     /// Waiting for a lane with room, in order.
     pending: VecDeque<Slice>,
     /// Waiting because the peer was busy.
@@ -202,6 +204,19 @@ struct Recovery {
     slices: Vec<Slice>,
     /// The lane that the question was asked on.
     asked_on: Option<u64>,
+}
+
+impl PeerState {
+    /// The lanes that may have something on them.
+    fn all_lanes(&self) -> Vec<Arc<Lane>> {
+        self.lanes.iter().chain(&self.leaving).cloned().collect()
+    }
+
+    /// The lane has come to its end.
+    fn forget(&mut self, lane: &Arc<Lane>) {
+        self.lanes.retain(|l| !Arc::ptr_eq(l, lane));
+        self.leaving.retain(|l| !Arc::ptr_eq(l, lane));
+    }
 }
 
 impl PeerInner {
@@ -361,6 +376,10 @@ impl PeerInner {
                 self.lane_lost(lane, &cause);
             }
         }
+        if self.context.is_stopped() && self.queued() > 0 {
+            // Submitted before the end was known: nobody will look for it any more.
+            self.close(true);
+        }
     }
 
     /// Moves waiting slices to lanes that have room again.
@@ -437,7 +456,12 @@ impl PeerInner {
                 Control::GoAway => {
                     lane.drain();
                     lane.leave_to_io();
-                    lock(&self.state).lanes.retain(|l| !Arc::ptr_eq(l, lane));
+                    let mut state = lock(&self.state);
+                    if let Some(at) = state.lanes.iter().position(|l| Arc::ptr_eq(l, lane)) {
+                        let lane = state.lanes.remove(at);
+                        state.leaving.push(lane);
+                    }
+                    drop(state);
                     if self.queued() > 0 {
                         self.want_lanes();
                     }
@@ -451,6 +475,11 @@ impl PeerInner {
         }
     }
 
+    /// A lane that was to take nothing new has nothing left on it.
+    pub(crate) fn lane_left(&self, lane: &Arc<Lane>) {
+        lock(&self.state).forget(lane);
+    }
+
     // ---- for those who wait --------------------------------------------------------------------------------------
 
     pub(crate) fn lanes(&self, mut each: impl FnMut(&Arc<Lane>)) {
@@ -459,7 +488,7 @@ impl PeerInner {
 
     /// Nobody is going to drive the lanes: the I/O threads are to.
     pub(crate) fn leave_to_io(&self) {
-        let lanes = lock(&self.state).lanes.clone();
+        let lanes = lock(&self.state).all_lanes();
         lanes.iter().for_each(|lane| lane.leave_to_io());
         if self.queued() > 0 {
             self.home.send(Message::Watch(self.me.clone()));
@@ -470,7 +499,7 @@ impl PeerInner {
     pub(crate) fn cancel(self: &Arc<Self>, batch: &Arc<BatchState>) {
         let of_batch = |s: &Slice| s.ticket.as_ref().is_some_and(|t| Arc::ptr_eq(t.batch(), batch));
         let mut state = lock(&self.state);
-        let lanes = state.lanes.clone();
+        let lanes = state.all_lanes();
         let mut ended = Vec::new();
         for _ in 0..state.pending.len() {
             match state.pending.pop_front() {
@@ -511,7 +540,7 @@ impl PeerInner {
         state.pending.is_empty()
             && state.delayed.is_empty()
             && state.recovering.is_empty()
-            && state.lanes.iter().all(|l| l.in_flight() == 0)
+            && state.lanes.iter().chain(&state.leaving).all(|l| l.in_flight() == 0)
     }
 
     /// Closes all lanes and ends everything.
@@ -525,7 +554,9 @@ impl PeerInner {
                 recovery.slices.iter().flat_map(|s| &s.ticket).for_each(Ticket::doubt);
                 ended.append(&mut recovery.slices);
             }
-            (std::mem::take(&mut state.lanes), ended)
+            let mut lanes = std::mem::take(&mut state.lanes);
+            lanes.append(&mut state.leaving);
+            (lanes, ended)
         };
         let error = || match shut_down {
             true => Error::ShutDown,

@@ -344,7 +344,8 @@ impl Transport {
     }
 
     /// Stops accepting, lets requests finish that are running on either side, fails what is left at the deadline, closes
-    /// everything and joins the threads. Each request ends exactly once. Later submissions fail with [`Error::ShutDown`].
+    /// everything and joins the threads. Until then a request that loses its connection is repeated as ever. Each request ends
+    /// exactly once. Later submissions fail with [`Error::ShutDown`].
     pub fn shutdown(&self, deadline: Instant) {
         let context = &self.inner.context;
         if context.closed.swap(true, Ordering::AcqRel) {
@@ -360,7 +361,8 @@ impl Transport {
             if quiet && peers.iter().all(|p| p.is_idle()) || Instant::now() >= deadline {
                 break;
             }
-            // Whoever waits for a batch drives it on; this only looks whether all is done.
+            // Whoever waits for a batch drives it on; the rest is for the I/O threads.
+            peers.iter().for_each(|peer| peer.leave_to_io());
             std::thread::sleep(Duration::from_millis(2));
         }
         self.inner.stop();
@@ -381,6 +383,7 @@ impl std::fmt::Debug for Transport {
 impl Inner {
     fn stop(&self) {
         self.context.closed.store(true, Ordering::Release);
+        self.context.stopped.store(true, Ordering::Release);
         context::withdraw(self.context.session);
         let peers: Vec<_> = lock(&self.peers).drain().map(|(_, p)| p).collect();
         for peer in &peers {

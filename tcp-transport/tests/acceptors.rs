@@ -249,6 +249,85 @@ fn a_lane_that_goes_away_before_it_is_up_is_not_used() {
     assert!(is_closed(old.stream).is_empty());
 }
 
+/// And it may be lost before the acceptor has found anything: it has never been up, so there is nothing to supersede, and it counts
+/// as a connection that has failed.
+#[test]
+fn a_lane_that_goes_away_and_dies_before_it_is_up_is_replaced() {
+    let deadlines = Deadlines { stall: Duration::from_millis(300), ..Deadlines::default() };
+    for silent in [false, true] {
+        let world = World::with(
+            Transport::builder().same_process(false).lanes(1).deadlines(deadlines.clone()).io_threads(1),
+        );
+        let handle = world.write(100, LONG);
+        let near = |theirs: &[u8], ours: &mut [u8]| {
+            ours[25] = 1; // willing to copy between processes of the same host
+            ours[44..72].copy_from_slice(&theirs[44..72]);
+            ours[72..].fill(5);
+        };
+        for lost in 1..=3 {
+            let mut lane = world.acceptor.lane_with(near);
+            assert_eq!(lane.asked().kind, PROBE);
+            lane.stream.write_all(&go_away()).unwrap();
+            if silent {
+                // Neither an answer nor a sign of life.
+                assert!(!is_closed(lane.stream).is_empty(), "no sign of life was asked for");
+            } else {
+                lane.close();
+            }
+            until("it is lost", || world.asker.transport.statistics().lanes_lost == lost);
+            assert_eq!(world.peer.path(), Path::Unknown);
+            assert!(matches!(handle.status(0), Status::Pending));
+        }
+        let mut lane = world.acceptor.lane();
+        // Asked for nothing but this: no lane has to be superseded.
+        serve_write(&mut lane, 100);
+        handle.wait().unwrap();
+        assert!(handle.quiesced(soon()));
+        let statistics = world.asker.transport.statistics();
+        assert_eq!((statistics.requests_done, statistics.requests_failed, statistics.retries), (1, 0, 0));
+        assert!(world.acceptor.is_left_alone(), "one lane is enough");
+    }
+}
+
+/// Idle time is not silence: a lane that has been idle for longer than a peer may be silent takes a request like any other, and
+/// is given up when the peer has been silent for so long since that one.
+#[test]
+fn a_lane_may_be_idle_for_longer_than_a_peer_may_be_silent() {
+    let stall = Duration::from_millis(400);
+    let world = World::new(Deadlines { stall, ..Deadlines::default() });
+    let mut lane;
+    {
+        let first = world.write(100, LONG);
+        lane = world.acceptor.lane();
+        serve_write(&mut lane, 100);
+        first.wait().unwrap();
+    }
+    for round in 0..2 {
+        std::thread::sleep(2 * stall);
+        let handle = world.write(100, LONG);
+        let write = lane.asked();
+        assert_eq!(write.kind, WRITE, "round {round}");
+        lane.is_asked_nothing("it has only just been asked"); // for a quarter of the time
+        lane.answer(write.id, 0);
+        handle.wait().unwrap();
+    }
+    std::thread::sleep(2 * stall);
+    assert_eq!(world.asker.transport.statistics().lanes_lost, 0);
+    let begin = Instant::now();
+    let handle = world.write(100, LONG);
+    assert_eq!((lane.asked().kind, lane.asked().kind), (WRITE, PING));
+    assert!(is_closed(lane.stream).is_empty());
+    let took = begin.elapsed();
+    // Less a tick of the coarse clock; much later on a busy machine.
+    assert!(took >= stall - Duration::from_millis(20) && took < 10 * stall, "{took:?}");
+    let mut next = world.acceptor.lane();
+    let question = next.asked();
+    assert_eq!(question.kind, SUPERSEDE);
+    next.answer(question.id, 0);
+    serve_write(&mut next, 100);
+    handle.wait().unwrap();
+}
+
 /// Once disconnected, nobody asks the peer any more what has become of what was on its way: memory is not called quiet then.
 #[test]
 fn who_disconnects_is_not_told_that_memory_is_quiet() {

@@ -6,10 +6,14 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use common::{Asker, pattern, soon};
-use tcp_transport::{Access, Batch, Deadlines, Error, OwnedMemory, Path, Peer, RegionDescriptor, Transport};
+use tcp_transport::{
+    Access, Batch, Deadlines, Error, Limits, OwnedMemory, Path, Peer, Refusal, Region, RegionDescriptor,
+    Request, Status, Transport,
+};
 
 const ROLE: &str = "TCP_TRANSPORT_TEST_TARGET";
 const LEN: usize = 8 << 20;
@@ -20,21 +24,79 @@ fn target_process() {
     let Ok(addr) = std::env::var(ROLE) else { return };
     let memory = OwnedMemory::new(LEN).unwrap();
     let for_calls = memory.clone();
+    let this = Arc::new(OnceLock::<Transport>::new());
+    let (transport, lent) = (this.clone(), Lent::default());
     let transport = Transport::builder()
         .listen(addr.parse().unwrap())
-        // The caller asks for a checksum of the memory.
-        .handler(move |_: tcp_transport::Caller, _: &[u8]| {
-            let mut bytes = vec![0; LEN];
-            for_calls.read(0, &mut bytes).map_err(|e| e.to_string())?;
-            Ok(sum(&bytes).to_le_bytes().to_vec())
+        .handler(move |_: tcp_transport::Caller, question: &[u8]| match question {
+            b"lend" => Ok(lent.lend(transport.get().unwrap())),
+            b"revoke" => Ok(lent.revoke(transport.get().unwrap())),
+            b"is it mine" => Ok(vec![u8::from(lent.is_mine())]),
+            // A checksum of the memory.
+            _ => {
+                let mut bytes = vec![0; LEN];
+                for_calls.read(0, &mut bytes).map_err(|e| e.to_string())?;
+                Ok(sum(&bytes).to_le_bytes().to_vec())
+            }
         })
         .build()
         .unwrap();
+    this.set(transport.clone()).unwrap();
     let region = transport.register(memory, Access::READ_WRITE).unwrap();
     let hex = hex::encode(region.descriptor().to_bytes());
     println!("\nREADY {} {hex}", transport.local_addrs()[0]);
     std::io::stdout().flush().unwrap();
     std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+/// Memory that the other process lends out, and takes back while it is in use.
+struct Lent {
+    memory: Arc<OwnedMemory>,
+    region: Mutex<Option<Region>>,
+}
+
+/// As much as one copy, so that whatever is copied late ends at the end of it.
+const LENT: usize = 1 << 20;
+/// What its owner writes into it when it has it back.
+const MINE: u8 = 0xa5;
+
+impl Default for Lent {
+    fn default() -> Self {
+        Self { memory: OwnedMemory::new(LENT).unwrap(), region: Mutex::default() }
+    }
+}
+
+impl Lent {
+    fn lend(&self, transport: &Transport) -> Vec<u8> {
+        self.memory.write(0, &vec![0; LENT]).unwrap();
+        let region = transport.register(self.memory.clone(), Access::READ_WRITE).unwrap();
+        let descriptor = region.descriptor().to_bytes().to_vec();
+        *self.region.lock().unwrap() = Some(region);
+        descriptor
+    }
+
+    /// Takes it back in the middle of being used, and uses it at once. Returns how much of it was copied by then.
+    fn revoke(&self, transport: &Transport) -> Vec<u8> {
+        let served = || {
+            let statistics = transport.statistics();
+            statistics.bytes_served_read + statistics.bytes_served_written
+        };
+        let before = served();
+        common::until("it is being used", || served() > before + (8 << 20));
+        let region = self.region.lock().unwrap().take().unwrap();
+        region.revoke();
+        // From the end, which a copy comes to last.
+        for at in (0..LENT).step_by(4096).rev() {
+            self.memory.write(at, &[MINE; 4096]).unwrap();
+        }
+        (served() - before).to_le_bytes().to_vec()
+    }
+
+    fn is_mine(&self) -> bool {
+        let mut bytes = vec![0; LENT];
+        self.memory.read(0, &mut bytes).unwrap();
+        bytes.iter().all(|&b| b == MINE)
+    }
 }
 
 fn sum(bytes: &[u8]) -> u64 {
@@ -218,4 +280,70 @@ fn nobody_stays_awake_for_long() {
     assert!(spent < Duration::from_millis(12), "the waiting caller used {spent:?}");
     process.go_on();
     there_and_back(&asker, &peer, process.remote, 8);
+}
+
+/// The other process takes memory back that this one is reading, or writing: when revoking has returned not one byte of it is copied
+/// any more, in or out, and what comes too late is told that.
+#[test]
+fn nothing_is_copied_after_revoking() {
+    const AT_A_TIME: usize = 32;
+    let process = Process::start("127.0.0.1:0");
+    for lanes in [1, 2] {
+        // All of them may wait at the owner.
+        let limits = Limits { lane_bytes: u64::MAX, ..Limits::default() };
+        let asker = Asker::new(Transport::builder().lanes(lanes).limits(limits), AT_A_TIME * LENT);
+        let peer = asker.transport.peer(process.addr).unwrap();
+        assert_eq!(peer.connect(soon()).unwrap(), Path::Host);
+        let mut let_in = 0;
+        for round in 0..20 {
+            let read = round % 2 == 0;
+            asker.memory.write(0, &vec![1; AT_A_TIME * LENT]).unwrap();
+            let lent = RegionDescriptor::from_bytes(&peer.call(b"lend", soon()).unwrap()).unwrap();
+            let mut ends = [0; 3];
+            std::thread::scope(|scope| {
+                let revoking = scope.spawn(|| peer.call(b"revoke", soon()).unwrap());
+                // Until it is refused.
+                while ends[1] + ends[2] == 0 {
+                    let mut batch = Batch::new();
+                    for n in 0..AT_A_TIME {
+                        let (local, len) = (asker.region.addr() + (n * LENT) as u64, LENT as u64);
+                        let request = match read {
+                            true => Request::read(&peer, &asker.region, local, lent, lent.addr, len),
+                            false => Request::write(&peer, &asker.region, local, lent, lent.addr, len),
+                        };
+                        batch.push(request).unwrap();
+                    }
+                    let handle = asker.transport.submit(&mut batch).unwrap();
+                    let _ = handle.wait();
+                    for n in 0..AT_A_TIME {
+                        match handle.status(n) {
+                            Status::Done => ends[0] += 1,
+                            Status::Failed(Error::Refused { reason: Refusal::Revoked, .. }) => ends[1] += 1,
+                            Status::Failed(Error::Refused { reason: Refusal::UnknownKey, .. }) => {
+                                ends[2] += 1
+                            }
+                            other => panic!("round {round}: {other:?}"),
+                        }
+                    }
+                    assert!(handle.quiesced(soon()));
+                }
+                let copied = u64::from_le_bytes(revoking.join().unwrap().try_into().unwrap());
+                assert!(copied >= 8 << 20);
+            });
+            assert!(ends[0] >= 8, "round {round}: {ends:?}");
+            let_in += ends[1];
+            if read {
+                let mut got = vec![0; AT_A_TIME * LENT];
+                asker.memory.read(0, &mut got).unwrap();
+                assert!(!got.contains(&MINE), "round {round}: copied out after revoking");
+            }
+            assert_eq!(
+                peer.call(b"is it mine", soon()).unwrap(),
+                [1],
+                "round {round}: copied in after revoking"
+            );
+        }
+        // Most often some had been let in and wait for their turn; the others find no such key.
+        assert!(let_in >= 20, "{lanes} lanes: {let_in}");
+    }
 }

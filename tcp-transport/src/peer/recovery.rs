@@ -37,7 +37,7 @@ impl PeerInner {
         state.failures = 0;
         state.next_dial = None;
         state.last_error = None;
-        let closed = self.context.is_closed();
+        let stopped = self.context.is_stopped();
         if state.session.replace(lane.session).is_some_and(|s| s != lane.session) {
             tracing::info!(peer = %self.addr, "the peer has been restarted");
         }
@@ -52,7 +52,7 @@ impl PeerInner {
         });
         lane.set_up();
         // It may have gone away while it was being probed.
-        if !closed && !lane.is_draining() {
+        if !stopped && !lane.is_draining() {
             state.lanes.push(Arc::clone(lane));
         }
         self.ask_supersede(&mut state, lane);
@@ -62,7 +62,7 @@ impl PeerInner {
             slice.ticket.iter().for_each(Ticket::doubt);
             self.end(slice, Error::PeerRestarted { peer: self.addr });
         }
-        if closed {
+        if stopped {
             self.lane_lost(lane, "shut down");
             return;
         }
@@ -129,13 +129,13 @@ impl PeerInner {
                 tracing::info!(peer = %self.addr, lane = lane.number, requests, "lane lost ({nth} so far): {cause}");
             }
         }
-        let closed = self.context.is_closed();
-        let error = match closed {
+        let stopped = self.context.is_stopped();
+        let error = match stopped {
             true => Error::ShutDown,
             false => Error::Disconnected { peer: self.addr, detail: cause.to_owned() },
         };
         let mut state = lock(&self.state);
-        state.lanes.retain(|l| !Arc::ptr_eq(l, lane));
+        state.forget(lane);
         if !lane.has_been_up() {
             // A failed connection.
             state.dialling = state.dialling.saturating_sub(1);
@@ -152,7 +152,7 @@ impl PeerInner {
         let mut ended = Vec::new();
         let mut retry = Vec::new();
         for (slice, touched) in slices {
-            if closed {
+            if stopped {
                 slice.ticket.iter().filter(|_| touched).for_each(Ticket::doubt);
                 ended.push(slice);
             } else if touched {
@@ -204,7 +204,7 @@ impl PeerInner {
         let hopeless =
             matches!(error, Error::Authentication { .. } | Error::Protocol { .. }) && state.lanes.is_empty();
         let mut ended = Vec::new();
-        if hopeless || self.context.is_closed() {
+        if hopeless || self.context.is_stopped() {
             ended.extend(state.pending.drain(..));
             ended.append(&mut state.delayed);
             self.waiting.store(0, Ordering::Release);
@@ -233,13 +233,13 @@ impl PeerInner {
     /// Looks at deadlines and connects; from the home thread. Returns whether there is more to look at.
     pub(crate) fn tick(self: &Arc<Self>, now: Instant) -> bool {
         let mut state = lock(&self.state);
-        let closed = self.context.is_closed();
+        let stopped = self.context.is_stopped();
         let mut ended = Vec::new();
         let detail = state.last_error.as_ref().map(ToString::to_string).unwrap_or_default();
         let timeout = |phase| Error::Timeout { peer: self.addr, phase, detail: detail.clone() };
         let phase =
             if state.lanes.is_empty() { "waiting for a connection" } else { "waiting for a free lane" };
-        let overdue = |s: &Slice| s.deadline <= now || closed;
+        let overdue = |s: &Slice| s.deadline <= now || stopped;
         for _ in 0..state.pending.len() {
             let Some(slice) = state.pending.pop_front() else { break };
             if overdue(&slice) {
@@ -271,7 +271,7 @@ impl PeerInner {
                 }
             }
         }
-        if closed {
+        if stopped {
             for recovery in std::mem::take(&mut state.recovering) {
                 recovery.slices.iter().flat_map(|s| &s.ticket).for_each(Ticket::doubt);
                 ended.extend(recovery.slices.into_iter().map(|s| (s, Error::ShutDown)));
@@ -284,7 +284,7 @@ impl PeerInner {
             (false, _) => self.context.settings.lanes,
         };
         let mut dials = 0;
-        if wanted && !closed && state.next_dial.is_none_or(|t| t <= now) {
+        if wanted && !stopped && state.next_dial.is_none_or(|t| t <= now) {
             dials = target.saturating_sub(state.lanes.len() + state.dialling);
             state.dialling += dials;
         }
@@ -294,13 +294,13 @@ impl PeerInner {
             || (!state.lanes.is_empty() && state.lanes.len() < self.context.settings.lanes);
         drop(state);
         for (slice, error) in ended {
-            self.end(slice, if closed { Error::ShutDown } else { error });
+            self.end(slice, if stopped { Error::ShutDown } else { error });
         }
         for _ in 0..dials {
             self.context.next_io().send(Message::Dial(Arc::clone(self)));
         }
         self.dispatch();
-        more && !closed
+        more && !stopped
     }
 }
 
