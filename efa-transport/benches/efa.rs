@@ -7,12 +7,14 @@ mod bare;
 mod common;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Instant;
 
-use bare::{Bare, providers, serve_bare};
+use bare::{Bare, Rendezvous, providers, serve_targets};
 use benchkit::{Bench, Latencies, Metric, Result, throughput_gb_per_s};
-use common::{Target, memory, soon};
+use common::{Target, lend, mapping, soon};
 use efa_transport::{Batch, Op, PeerId, Region, Request, Shape, Transport};
+use fabric_safe::{Mapping, Memory};
 
 const MIB: usize = 1 << 20;
 
@@ -47,18 +49,21 @@ struct Ours {
 }
 
 impl Ours {
-    fn start(provider: &str, cards: usize, len: usize) -> Result<Self> {
-        Self::start_with(provider, cards, len, false)
-    }
-
-    fn start_with(provider: &str, cards: usize, len: usize, doorbell_batching: bool) -> Result<Self> {
+    /// With this memory here, whose target has these variables.
+    fn start(
+        (provider, cards): (&str, usize),
+        memory: &Arc<Mapping>,
+        doorbell_batching: bool,
+        env: &[(&str, &str)],
+    ) -> Result<Self> {
+        let len = memory.len_bytes();
         let config = common::config(provider, cards, "initiator").depth(WINDOW);
         let config = config.doorbell_batching(doorbell_batching);
         let transport = Transport::open(config)?;
-        let mut target = Target::start(provider, cards, "target", len);
+        let mut target = Target::start_with(provider, cards, "target", len, env);
         let peer = target.meet(&transport);
         transport.warm_up(peer, soon())?;
-        let region = memory(&transport, len);
+        let region = lend(&transport, memory);
         // Untouched memory would read as the kernel's one page of zeros, out of the cache.
         region.write(0, &vec![0x5a; len])?;
         target.fill(0);
@@ -228,11 +233,12 @@ impl What {
     }
 }
 
-/// A pair of each kind; the bare one rests.
+/// A pair of each kind, with the same memory at both ends: the same two processes, that is. The bare one rests.
 fn start(provider: &str, nics: usize) -> Result<(Ours, Bare)> {
-    let (ours, bare) = (Ours::start(provider, nics, MEMORY)?, Bare::start(provider, nics, MEMORY)?);
-    bare.rest()?;
-    Ok((ours, bare))
+    let (rendezvous, memory) = (Rendezvous::new(provider, nics, MEMORY)?, mapping(MEMORY));
+    let (name, order) = rendezvous.variable()?;
+    let ours = Ours::start((provider, nics), &memory, false, &[(name, &order)])?;
+    Ok((ours, Bare::beside(&rendezvous, &memory)?))
 }
 
 /// Measures all cases of a provider that are wanted.
@@ -290,7 +296,7 @@ fn doorbells(bench: &mut Bench, provider: &str) -> Result<()> {
     if !bench.wants(&case) {
         return Ok(());
     }
-    let both = [false, true].map(|batching| Ours::start_with(provider, 1, MEMORY, batching));
+    let both = [false, true].map(|batching| Ours::start((provider, 1), &mapping(MEMORY), batching, &[]));
     let [Ok(mut without), Ok(mut with)] = both else {
         eprintln!("SKIP: efa {case}: the provider does not work here");
         return Ok(());
@@ -305,8 +311,7 @@ fn doorbells(bench: &mut Bench, provider: &str) -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    serve_bare();
-    common::serve();
+    serve_targets();
     let mut bench = Bench::from_args("efa");
     let quick = bench.options().round_time().as_millis() < 50;
     for provider in providers() {

@@ -191,8 +191,7 @@ fn self_cost(report: &str, object: &str) -> u64 {
 use scripted_provider as _;
 
 fn main() -> Result<()> {
-    bare::serve_bare();
-    common::serve();
+    bare::serve_targets();
     let new_queues = || (0..LANES).map(|_| Queue::new(1024, 32 << 20)).collect::<Vec<_>>();
     if let Some(child) = child() {
         match child.mode.split_once(' ') {

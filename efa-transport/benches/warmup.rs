@@ -12,7 +12,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use bare::{Bare, providers, serve_bare};
+use bare::{Bare, providers, serve_targets};
 use benchkit::{Bench, Latencies, Metric, Result};
 use common::{Target, memory, soon};
 use efa_transport::Op;
@@ -36,8 +36,7 @@ fn milliseconds(start: Instant) -> f64 {
 }
 
 fn main() -> Result<()> {
-    serve_bare();
-    common::serve();
+    serve_targets();
     let mut bench = Bench::from_args("warmup");
     for provider in providers() {
         let case = format!("nics={CARDS} provider={provider}");

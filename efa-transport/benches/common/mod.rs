@@ -1,8 +1,11 @@
 //! The bare loop: what anybody would write over the same provider without a transport.
 //!
 //! One endpoint for each card, a window of operations kept full, completions read in batches; nothing is retried, balanced or
-//! checked. Its target is a process that does nothing but make progress.
+//! checked. Its target does nothing but make progress: a process of its own, or a thread of the transport's target, so that both
+//! move the same memory about. Where the pages of a process lie is luck that decides more than most of what is to be measured:
+//! two bare loops in pairs of processes that were started one after the other have differed by 5 to 30 %, for as long as they ran.
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -14,8 +17,8 @@ use fabric_safe::{
     CompletionQueueOptions, Direction, Domain, Enabled, Endpoint, Fabric, Hints, Info, Mapping, MemoryRegion,
     PageKind, PostError, RemoteRegion,
 };
-use rustix::process::{Pid, Signal, kill_process};
-use std::io::{Read, Write};
+
+use crate::common;
 
 const BARE: &str = "EFA_TRANSPORT_BENCH_BARE";
 
@@ -110,18 +113,62 @@ impl BareCard {
     }
 }
 
-/// A bare initiator and its target process.
+/// A bare initiator, connected with its target.
 pub(crate) struct Bare {
     cards: Vec<BareCard>,
-    child: Child,
-    _line: TcpStream,
+    /// The target, if it is a process of its own.
+    child: Option<Child>,
+    line: TcpStream,
     len: usize,
     /// What connects the cards: the address of each one's partner, and its memory.
     partners: Vec<(Vec<u8>, RemoteRegion)>,
 }
 
+/// Where a bare target is expected.
+pub(crate) struct Rendezvous {
+    listener: TcpListener,
+    provider: String,
+    cards: usize,
+    len: usize,
+}
+
+impl Rendezvous {
+    /// For a target with `cards` endpoints, all with the same `len` bytes.
+    pub(crate) fn new(provider: &str, cards: usize, len: usize) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        Ok(Self { listener, provider: provider.to_owned(), cards, len })
+    }
+
+    /// The variable that makes a process of this program a bare target, or one beside what else it is: see [`serve_targets`].
+    pub(crate) fn variable(&self) -> Result<(&'static str, String)> {
+        let Self { listener, provider, cards, len } = self;
+        let port = listener.local_addr()?.port();
+        Ok((BARE, format!("{port} {cards} {len} {provider}")))
+    }
+
+    /// The pair, when the target has been started, with this memory here. Not connected yet.
+    fn pair(&self, memory: &Arc<Mapping>, child: Option<Child>) -> Result<Bare> {
+        let (mut line, _) = self.listener.accept()?;
+        line.set_nodelay(true)?;
+        let (mut cards, mut partners) = (Vec::new(), Vec::new());
+        for info in infos(&self.provider, self.cards)? {
+            let card = BareCard::open(&info, memory)?;
+            write_block(&mut line, &card.endpoint.name()?)?;
+            let address = read_block(&mut line)?;
+            let remote = <[u8; 24]>::try_from(read_block(&mut line)?).map_err(|_| "not a region")?;
+            partners.push((address, RemoteRegion::from_bytes(remote)));
+            cards.push(card);
+        }
+        Ok(Bare { cards, child, line, len: self.len, partners })
+    }
+}
+
+/// What a target is told by one byte.
+const GO: u8 = 1;
+const REST: u8 = 0;
+
 impl Bare {
-    /// `cards` endpoints here and there, all with the same `len` bytes, connected one to one.
+    /// `cards` endpoints here and in a process that is started for it, all with the same `len` bytes, connected one to one.
     pub(crate) fn start(provider: &str, cards: usize, len: usize) -> Result<Self> {
         let mut bare = Self::apart(provider, cards, len)?;
         bare.connect()?;
@@ -130,26 +177,24 @@ impl Bare {
 
     /// The same, not connected yet.
     pub(crate) fn apart(provider: &str, cards: usize, len: usize) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let port = listener.local_addr()?.port();
+        let rendezvous = Rendezvous::new(provider, cards, len)?;
         let child = Command::new(std::env::current_exe()?)
-            .env(BARE, format!("{port} {cards} {len} {provider}"))
+            .envs([rendezvous.variable()?])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()?;
-        let (mut line, _) = listener.accept()?;
-        let memory = memory(len)?;
-        let (mut opened, mut partners) = (Vec::new(), Vec::new());
-        for info in infos(provider, cards)? {
-            let card = BareCard::open(&info, &memory)?;
-            write_block(&mut line, &card.endpoint.name()?)?;
-            let address = read_block(&mut line)?;
-            let remote = <[u8; 24]>::try_from(read_block(&mut line)?).map_err(|_| "not a region")?;
-            partners.push((address, RemoteRegion::from_bytes(remote)));
-            opened.push(card);
-        }
-        touch(opened.first())?;
-        Ok(Self { cards: opened, child, _line: line, len, partners })
+        let mut bare = rendezvous.pair(&memory(len)?, Some(child))?;
+        touch(bare.cards.first())?;
+        bare.go()?;
+        Ok(bare)
+    }
+
+    /// With a target that has been started with the [variable](Rendezvous::variable) and the same memory here, which has been used
+    /// before; connected. It rests.
+    pub(crate) fn beside(rendezvous: &Rendezvous, memory: &Arc<Mapping>) -> Result<Self> {
+        let mut bare = rendezvous.pair(memory, None)?;
+        bare.connect()?;
+        Ok(bare)
     }
 
     /// Makes each card's partner known to it.
@@ -165,18 +210,25 @@ impl Bare {
         self.cards.len()
     }
 
-    /// A round with the target running, which rests before and after.
+    /// A round with the target running, which rests before and after: it looks without a pause where nothing wakes it, and would
+    /// take a processor from whatever is measured beside it.
     pub(crate) fn round(&mut self, round: impl FnOnce(&mut Self) -> Result<f64>) -> Result<f64> {
-        kill_process(Pid::from_child(&self.child), Signal::CONT)?;
+        self.go()?;
         let figure = round(self);
-        self.rest()?;
+        self.line.write_all(&[REST])?;
+        self.answer(REST)?;
         figure
     }
 
-    /// Stops the target until the next round. It looks without a pause where nothing wakes it, and would take a processor from
-    /// whatever is measured beside it.
-    pub(crate) fn rest(&self) -> Result<()> {
-        Ok(kill_process(Pid::from_child(&self.child), Signal::STOP)?)
+    fn go(&mut self) -> Result<()> {
+        self.line.write_all(&[GO])?;
+        self.answer(GO)
+    }
+
+    fn answer(&mut self, expected: u8) -> Result<()> {
+        let mut answer = [!expected];
+        self.line.read_exact(&mut answer)?;
+        if answer == [expected] { Ok(()) } else { Err("the bare target is confused".into()) }
     }
 
     /// Moves `count` blocks of `size` bytes in order, `window` at a time on each card.
@@ -240,27 +292,47 @@ impl Bare {
 
 impl Drop for Bare {
     fn drop(&mut self) {
-        // It ends with its line anyhow.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            // It ends with its line anyhow.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
-/// The bare target, if this process is one; does not return then.
-pub(crate) fn serve_bare() {
-    let Ok(order) = std::env::var(BARE) else { return };
-    if let Err(error) = serve(&order) {
+/// The target that this process is to be, if it is one; does not return then. One of the transport may be a bare one besides, on
+/// a thread and with the same memory.
+pub(crate) fn serve_targets() {
+    let order = std::env::var(BARE).ok();
+    common::serve_with(|memory| {
+        if let Some(order) = order.clone() {
+            let memory = Arc::clone(memory);
+            std::thread::spawn(move || serve(&order, Some(memory)));
+        }
+    });
+    if let Some(order) = order {
+        serve(&order, None);
+        std::process::exit(0);
+    }
+}
+
+fn serve(order: &str, shared: Option<Arc<Mapping>>) {
+    if let Err(error) = make_progress(order, shared) {
         eprintln!("bare target: {error}");
     }
-    std::process::exit(0);
 }
 
-fn serve(order: &str) -> Result<()> {
+/// Makes progress whenever it is told to, until its line ends. With fresh memory, or with this, which has been used before.
+fn make_progress(order: &str, shared: Option<Arc<Mapping>>) -> Result<()> {
     let mut words = order.splitn(4, ' ');
     let mut next = || words.next().ok_or("port, cards, length, provider");
     let (port, cards, len): (u16, usize, usize) = (next()?.parse()?, next()?.parse()?, next()?.parse()?);
-    let (infos, memory) = (infos(next()?, cards)?, memory(len)?);
+    // First of all: whoever waits for it learns from the line's end that it has failed.
     let mut line = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    let infos = infos(next()?, cards)?;
+    let fresh = shared.is_none();
+    let memory = shared.map_or_else(|| memory(len), Ok)?;
+    line.set_nodelay(true)?;
     let mut opened = Vec::new();
     for info in infos {
         let card = BareCard::open(&info, &memory)?;
@@ -270,14 +342,29 @@ fn serve(order: &str) -> Result<()> {
         write_block(&mut line, &card.region.remote().to_bytes())?;
         opened.push((card, peer));
     }
-    line.set_nonblocking(true)?;
-    touch(opened.first().map(|(card, _)| card))?;
+    if fresh {
+        touch(opened.first().map(|(card, _)| card))?;
+    }
+    let mut told = [REST];
+    while line.read(&mut told)? > 0 {
+        line.write_all(&told)?;
+        if told == [GO] {
+            line.set_nonblocking(true)?;
+            look_until_told(&mut opened, &line)?;
+            line.set_nonblocking(false)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads the completion queues until there is something to read on the line.
+fn look_until_told(cards: &mut [(BareCard, Address)], line: &TcpStream) -> Result<()> {
     let mut looks = 0;
     loop {
-        for (card, _) in &mut opened {
+        for (card, _) in &mut *cards {
             card.poll()?;
         }
-        let slept = match &mut opened[..] {
+        let slept = match cards {
             [(card, _)] => card.queue.wait(&mut card.batch, Duration::from_millis(1)).is_ok(),
             _ => false,
         };
@@ -289,7 +376,7 @@ fn serve(order: &str) -> Result<()> {
         if looks > 0 && !slept {
             continue;
         }
-        match line.read(&mut [0]) {
+        match line.peek(&mut [0]) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             _ => return Ok(()),
         }

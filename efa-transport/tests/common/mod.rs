@@ -67,8 +67,17 @@ pub(crate) fn open(test: &str, config: Config) -> Option<Transport> {
 
 /// Fresh memory that peers may use.
 pub(crate) fn memory(transport: &Transport, len: usize) -> Region {
-    let mapping = Mapping::anonymous(len, PageKind::Small).expect("memory");
-    transport.register(Arc::new(mapping), Access::ALL).expect("registering")
+    lend(transport, &mapping(len))
+}
+
+/// Fresh memory.
+pub(crate) fn mapping(len: usize) -> Arc<Mapping> {
+    Arc::new(Mapping::anonymous(len, PageKind::Small).expect("memory"))
+}
+
+/// Memory that peers may use.
+pub(crate) fn lend(transport: &Transport, memory: &Arc<Mapping>) -> Region {
+    transport.register(Arc::clone(memory) as Arc<_>, Access::ALL).expect("registering")
 }
 
 /// Bytes that are different everywhere and for every seed.
@@ -278,6 +287,11 @@ impl Drop for Target {
 
 /// What a target does; call it from a test called `target_process`. Does nothing in the program that was started first.
 pub(crate) fn serve() {
+    serve_with(|_| {});
+}
+
+/// The same; `also` is called with the target's memory before anybody hears of it.
+pub(crate) fn serve_with(also: impl FnOnce(&Arc<Mapping>)) {
     let Ok(order) = std::env::var(PORT) else { return };
     let mut words_of = order.splitn(5, ' ');
     let mut next = || words_of.next().expect("port, cards, length, name, provider");
@@ -286,7 +300,10 @@ pub(crate) fn serve() {
     let len: usize = next().parse().expect("a length");
     let (name, provider) = (next(), next());
     let transport = Transport::open(config(provider, nics, name)).expect("opening at the target");
-    let mut region = memory(&transport, len);
+    let mapping = mapping(len);
+    also(&mapping);
+    let mut region = lend(&transport, &mapping);
+    drop(mapping);
     let mut line = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the line");
     line.set_nodelay(true).expect("a line");
     send(&mut line, &words(&[region.addr()])).expect("the line");
