@@ -366,6 +366,15 @@ impl BatchState {
         }
     }
 
+    /// Fails the requests to some of its peers.
+    pub(crate) fn fail_those(&self, which: impl Fn(&Party) -> bool, error: impl Fn(&Party) -> Error) {
+        for index in 0..self.requests.len() {
+            if which(self.party_of(index as u32)) {
+                self.fail(index as u32, &error);
+            }
+        }
+    }
+
     /// Sleeps until something has changed for all of the batch, or the time is over.
     pub(crate) fn sleep(&self, done: fn(&Self) -> bool, limit: Duration) {
         self.listened.store(true, Ordering::SeqCst);

@@ -240,6 +240,7 @@ impl Core {
             }
         }
         if added == Added::Restarted {
+            self.restarted(&peer, table.epoch);
             // It may have come back on another fabric.
             for lane in self.lanes.iter().filter(|lane| !fabric.range.contains(&lane.index)) {
                 lane.forget(peer.id.slot);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::batch::Party;
 use crate::batches::Expired;
 use crate::clock::nanos;
 use crate::core::Core;
@@ -59,13 +60,6 @@ impl Core {
             stray.fail(|party| Error::PeerStale { peer: party.peer.name.clone(), why });
             return;
         }
-        if stray.lot.gate && stray.lot.attempts > 0 && failure != Failure::Aborted {
-            // Whether the immediate got through is unknown, and it must not be counted twice.
-            let why = format!("{why}; the immediate may or may not have arrived");
-            let attempts = u32::from(stray.lot.attempts);
-            stray.fail(|party| Error::Failed { peer: party.peer.name.clone(), rail, attempts, why });
-            return;
-        }
         let attempts = u32::from(stray.lot.attempts);
         let others = if failure == Failure::Peer {
             peer.health().nic_failed(stray.lot.remote_nic as usize, now);
@@ -73,6 +67,13 @@ impl Core {
         } else {
             stray.lot.locals().count_ones() > 1 || stray.lot.remotes().count_ones() > 1
         };
+        let unknown = matches!(failure, Failure::Rail | Failure::Peer | Failure::Aborted);
+        if stray.lot.gate && stray.lot.sent && unknown {
+            // Whether the immediate got through is unknown, and it must not be counted twice.
+            let why = format!("{why}; the immediate may or may not have arrived");
+            stray.fail(|party| Error::Failed { peer: party.peer.name.clone(), rail, attempts, why });
+            return;
+        }
         match decide(failure, attempts, self.config.retries, others, now, stray.lot.batch.deadline) {
             Decision::Retry { at } => {
                 self.retried.fetch_add(1, Ordering::Relaxed);
@@ -122,6 +123,21 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// A peer has restarted: what still runs against a former life fails, and what of it has not been posted is not posted any more.
+    /// The memory may be somebody else's by now, under the same key.
+    pub(crate) fn restarted(&self, peer: &Arc<Peer>, epoch: u64) {
+        let running = self.batches.lock().running();
+        let of_former_life = |party: &Party| Arc::ptr_eq(&party.peer, peer) && party.table.epoch != epoch;
+        for state in running {
+            let why = || "it has restarted".to_owned();
+            state.fail_those(of_former_life, |party| Error::PeerStale {
+                peer: party.peer.name.clone(),
+                why: why(),
+            });
+        }
+        self.sweep();
     }
 
     pub(crate) fn rail(&self, stray: &Stray) -> String {

@@ -280,6 +280,7 @@ impl Lane {
             Some(Taken::Stray(mut stray)) => {
                 self.counters.errors.fetch_add(1, Ordering::Relaxed);
                 stray.attempted(self.index);
+                stray.lot.sent = true;
                 if is_flushed(provider, error) {
                     self.flushed.store(true, Ordering::Relaxed);
                 }

@@ -59,6 +59,8 @@ mod error;
 mod events;
 mod gauges;
 mod request;
+#[cfg(test)]
+mod scripted_tests;
 mod stats;
 mod transport;
 #[cfg(test)]

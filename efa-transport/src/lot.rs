@@ -37,6 +37,8 @@ pub(crate) struct Lot {
     pub(crate) remote_nic: u8,
     /// Attempts that have ended.
     pub(crate) attempts: u16,
+    /// The provider has taken one of them: it may have got through, whatever has become of it here.
+    pub(crate) sent: bool,
     /// Since when the provider has had no room for its next slice; 0 for not at all.
     pub(crate) blocked_since: u64,
 }
@@ -63,6 +65,7 @@ impl Lot {
             local_nic: NONE,
             remote_nic: NONE,
             attempts: 0,
+            sent: false,
             blocked_since: 0,
         }
     }

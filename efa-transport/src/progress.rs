@@ -71,6 +71,12 @@ impl Parking {
         Ok(())
     }
 
+    /// Whether the progress thread sleeps, or is about to.
+    #[cfg(test)]
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::SeqCst)
+    }
+
     /// Sleeps until a completion queue has something (if `queues`), the bell rings (if `bell`), or the time is over.
     fn sleep(&self, queues: bool, bell: bool, limit: Duration) -> Slept {
         let began = Instant::now();

@@ -40,6 +40,7 @@ impl Core {
         self.drivers.fetch_add(1, Ordering::AcqRel);
         let mut quiet = 0_u32;
         let mut idler = None;
+        let mut lively = 0_u32;
         let spins = if state.is_alone() { SPINS_ALONE } else { SPINS };
         let outcome = loop {
             if done(state) {
@@ -59,9 +60,14 @@ impl Core {
                         Idler::active(idler);
                     }
                 }
-                continue;
+                // What happens may be others' traffic, which need not pause before our time is over.
+                lively = lively.wrapping_add(1);
+                if !lively.is_multiple_of(64) {
+                    continue;
+                }
+            } else {
+                quiet = quiet.saturating_add(1);
             }
-            quiet = quiet.saturating_add(1);
             if quiet.is_multiple_of(32) {
                 let now = Instant::now();
                 let at = self.clock.at(now);
@@ -74,6 +80,9 @@ impl Core {
                 if deadline.is_some_and(|deadline| now >= deadline) {
                     break done(state);
                 }
+            }
+            if happened > 0 {
+                continue;
             }
             if quiet > 256 && self.drivers.load(Ordering::Relaxed) > 1 {
                 // Others drive too: one of them will tell.

@@ -5,48 +5,19 @@
 
 mod common;
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::scripted::scripted;
 use common::{config, memory, soon};
 use efa_transport::{Batch, Request, Transport};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, TestRunner};
 use scripted_provider::{Answer, Call, Control};
 
-const CHILD: &str = "EFA_TRANSPORT_TEST_SCRIPTED";
 const EAGAIN: i32 = 11;
 const EIO: i32 = 5;
 const BLOCK: u64 = 64;
 const BLOCKS: u64 = 64;
-
-/// Runs `body` in a process that has the scripted provider.
-fn scripted(test: &str, body: impl FnOnce(Control)) {
-    if std::env::var_os(CHILD).is_some() {
-        let _ = fabric_safe::Hints::new().provider("scripted").discover();
-        return body(Control::of_loaded_provider().expect("libfabric has loaded the provider"));
-    }
-    let executable = std::env::current_exe().expect("this program");
-    let mut places = executable.ancestors().map(|dir| dir.join("libscripted_provider.so"));
-    let provider: Option<PathBuf> = places.find(|path| path.is_file());
-    let Some(provider) = provider.filter(|_| fabric_safe::Hints::new().discover().is_ok()) else {
-        return eprintln!("SKIP: {test}: no libfabric, or libscripted_provider.so has not been built");
-    };
-    let folder = tempfile::tempdir().expect("a folder");
-    std::os::unix::fs::symlink(provider, folder.path().join(Control::FILE)).expect("a link");
-    let child = Command::new(executable)
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(CHILD, "1")
-        .env("FI_PROVIDER_PATH", folder.path())
-        .env("FI_PROVIDER", "scripted")
-        .stdin(Stdio::null())
-        .output()
-        .expect("starting this program again");
-    let said = String::from_utf8_lossy(&child.stdout);
-    eprint!("{}", String::from_utf8_lossy(&child.stderr));
-    assert!(child.status.success() && said.contains("1 passed"), "{test}: {}\n{said}", child.status);
-}
 
 /// What happens while batches are posted.
 #[derive(Debug, Clone, Copy)]

@@ -7,6 +7,7 @@
 #![allow(dead_code)] // each test program uses a part of it
 
 pub(crate) mod cards;
+pub(crate) mod scripted;
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -40,7 +41,7 @@ pub(crate) fn config(provider: &str, nics: usize, name: &str) -> Config {
         return config.nics(NicSelection::Named(efa_cards().into_iter().take(nics).collect()));
     }
     let config = config.endpoints_per_nic(nics);
-    if matches!(provider, "shm" | "scripted") { config } else { config.source("127.0.0.1") }
+    if matches!(provider, "shm" | "scripted" | "scripted-efa") { config } else { config.source("127.0.0.1") }
 }
 
 /// The names of all EFA cards, in order.

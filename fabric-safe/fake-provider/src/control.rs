@@ -2,7 +2,7 @@
 
 use core::ffi::{CStr, c_void};
 
-use crate::script::{Answer, Call, Counts, Faults};
+use crate::script::{Answer, Call, Counts, Faults, Placed};
 use crate::world::world;
 
 /// A handle of the provider in this process.
@@ -10,8 +10,11 @@ use crate::world::world;
 pub struct Control {
     tell: unsafe extern "C" fn(Call, Answer, u32),
     reset: unsafe extern "C" fn(),
+    forget: unsafe extern "C" fn(),
     counts: unsafe extern "C" fn(*mut Counts),
     faults: unsafe extern "C" fn(*mut Faults),
+    placed: unsafe extern "C" fn(*mut Placed, usize) -> usize,
+    ruin: unsafe extern "C" fn(u64, i32, i32),
 }
 
 impl Control {
@@ -37,11 +40,20 @@ impl Control {
                 reset: core::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(symbol(
                     c"scripted_reset",
                 )?),
+                forget: core::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(symbol(
+                    c"scripted_forget",
+                )?),
                 counts: core::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Counts)>(symbol(
                     c"scripted_counts",
                 )?),
                 faults: core::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Faults)>(symbol(
                     c"scripted_faults",
+                )?),
+                placed: core::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Placed, usize) -> usize>(
+                    symbol(c"scripted_placed")?,
+                ),
+                ruin: core::mem::transmute::<*mut c_void, unsafe extern "C" fn(u64, i32, i32)>(symbol(
+                    c"scripted_ruin",
                 )?),
             })
         }
@@ -53,10 +65,23 @@ impl Control {
         unsafe { (self.tell)(call, answer, times) }
     }
 
-    /// Forgets all answers, and sets counters of what has happened and faults to zero. What is open stays counted.
+    /// From now on operations of this endpoint, by its number, end with that error unless they are answered otherwise; with errno
+    /// 0 they end well again.
+    pub fn ruin(&self, endpoint: u64, errno: i32, provider_errno: i32) {
+        // SAFETY: as above.
+        unsafe { (self.ruin)(endpoint, errno, provider_errno) }
+    }
+
+    /// Forgets all answers and ruins, and sets counters of what has happened and faults to zero. What is open stays counted.
     pub fn reset(&self) {
         // SAFETY: as above.
         unsafe { (self.reset)() }
+    }
+
+    /// Forgets answers and ruins, nothing else.
+    pub fn forget_answers(&self) {
+        // SAFETY: as above.
+        unsafe { (self.forget)() }
     }
 
     /// What has happened and what is there.
@@ -75,6 +100,17 @@ impl Control {
         // SAFETY: as above.
         unsafe { (self.faults)(&raw mut faults) };
         faults
+    }
+
+    /// The latest reads and writes that were accepted since the last reset, in order; not more than
+    /// [`PLACED`](crate::PLACED).
+    #[must_use]
+    pub fn placed(&self) -> Vec<Placed> {
+        let mut placed = vec![Placed::default(); crate::PLACED];
+        // SAFETY: room for so many.
+        let count = unsafe { (self.placed)(placed.as_mut_ptr(), placed.len()) };
+        placed.truncate(count);
+        placed
     }
 }
 
@@ -113,10 +149,22 @@ pub extern "C" fn scripted_tell(call: Call, answer: Answer, times: u32) {
     world().tell(call, answer, times);
 }
 
+/// [`Control::ruin`], in the provider.
+#[unsafe(no_mangle)]
+pub extern "C" fn scripted_ruin(endpoint: u64, errno: i32, provider_errno: i32) {
+    world().ruin(endpoint, errno, provider_errno);
+}
+
 /// [`Control::reset`], in the provider.
 #[unsafe(no_mangle)]
 pub extern "C" fn scripted_reset() {
     world().reset();
+}
+
+/// [`Control::forget_answers`], in the provider.
+#[unsafe(no_mangle)]
+pub extern "C" fn scripted_forget() {
+    world().forget_answers();
 }
 
 /// [`Control::counts`], in the provider.
@@ -137,4 +185,16 @@ pub unsafe extern "C" fn scripted_counts(out: *mut Counts) {
 pub unsafe extern "C" fn scripted_faults(out: *mut Faults) {
     // SAFETY: as the caller promises.
     unsafe { *out = world().faults };
+}
+
+/// [`Control::placed`], in the provider.
+///
+/// # Safety
+/// `out` has room for as many.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn scripted_placed(out: *mut Placed, room: usize) -> usize {
+    let world = world();
+    let placed = world.placed.iter().take(room).enumerate();
+    // SAFETY: as the caller promises.
+    placed.map(|(index, one)| unsafe { *out.add(index) = *one }).count()
 }

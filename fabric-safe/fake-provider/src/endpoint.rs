@@ -7,8 +7,8 @@ use fabric_sys::*;
 use libc::iovec;
 
 use crate::provider::{Any, DEPTH};
-use crate::script::{Answer, Call};
-use crate::world::{End, EndpointState, Operation, Span, touch, world};
+use crate::script::{Answer, Call, Placed};
+use crate::world::{End, Operation, Span, touch, world};
 use crate::{fid_ops, new_fid, objects};
 
 /// Length of an endpoint's name in bytes, the NUL at its end included.
@@ -48,7 +48,7 @@ pub(crate) unsafe extern "C" fn open(
     // SAFETY: the caller's out-pointer.
     unsafe {
         objects::open(endpoint, object, |address| {
-            world().endpoints.insert(address, EndpointState::default());
+            world().add_endpoint(address);
         })
     }
 }
@@ -112,9 +112,9 @@ unsafe extern "C" fn cancel(endpoint: *mut fid, context: Any) -> isize {
 }
 
 unsafe extern "C" fn getname(endpoint: *mut fid, out: Any, len: *mut usize) -> i32 {
-    let number = world().endpoints.keys().position(|address| *address == endpoint.addr()).unwrap_or(0);
+    let number = world().endpoints.get(&endpoint.addr()).map_or(0, |state| state.number);
     // SAFETY: room for `*len` bytes, says the caller.
-    unsafe { write_name(number as u64, out, len) }
+    unsafe { write_name(number, out, len) }
 }
 
 /// Writes a name of [`NAME_LEN`] bytes, or as much as there is room for.
@@ -166,7 +166,7 @@ fn post(endpoint: *mut fid_ep, call: Call, flags: u64, spans: Vec<Span>, context
         Answer::Never => (0, End::Never),
         Answer::Twice => (0, End::Twice),
         _ if call == Call::Receive => (0, End::Never),
-        _ => (0, End::Well),
+        _ => (0, world.usual_end(endpoint.addr())),
     };
     let Some(state) = world.endpoints.get(&endpoint.addr()) else { return -(FI_EINVAL as isize) };
     let queue = if call == Call::Receive { state.receive_queue } else { state.transmit_queue };
@@ -291,21 +291,38 @@ fn tagged() -> fi_ops_tagged {
 }
 
 fn rma() -> fi_ops_rma {
-    unsafe extern "C" fn read(e: Ep, b: Any, n: usize, _: Any, _: u64, _: u64, _: u64, c: Any) -> isize {
-        post(e, Call::Post, READ, span(b, n, true), c)
+    /// Notes where an operation goes, if it was accepted.
+    fn note(e: Ep, status: isize, (peer, address, key): (u64, u64, u64), immediate: bool) -> isize {
+        if status == 0 {
+            world().placed(e.addr(), Placed { endpoint: 0, peer, address, key, immediate });
+        }
+        status
+    }
+    /// Where a message goes.
+    ///
+    /// # Safety
+    /// It is whole.
+    unsafe fn way(m: *const fi_msg_rma) -> (u64, u64, u64) {
+        // SAFETY: as the caller promises.
+        let (m, there) = unsafe { (&*m, (*m).rma_iov.as_ref()) };
+        there.map_or((m.addr, 0, 0), |there| (m.addr, there.addr, there.key))
+    }
+    unsafe extern "C" fn read(e: Ep, b: Any, n: usize, _: Any, p: u64, a: u64, k: u64, c: Any) -> isize {
+        note(e, post(e, Call::Post, READ, span(b, n, true), c), (p, a, k), false)
     }
     unsafe extern "C" fn readmsg(e: Ep, m: *const fi_msg_rma, flags: u64) -> isize {
         // SAFETY: a whole message.
-        let (m, ranges) = unsafe { (&*m, spans((*m).msg_iov, (*m).iov_count, true)) };
-        post(e, Call::Post, READ | flags & FI_MORE, ranges, m.context)
+        let (way, m, ranges) = unsafe { (way(m), &*m, spans((*m).msg_iov, (*m).iov_count, true)) };
+        note(e, post(e, Call::Post, READ | flags & FI_MORE, ranges, m.context), way, false)
     }
-    unsafe extern "C" fn write(e: Ep, b: Buf, n: usize, _: Any, _: u64, _: u64, _: u64, c: Any) -> isize {
-        post(e, Call::Post, WRITE, span(b, n, false), c)
+    unsafe extern "C" fn write(e: Ep, b: Buf, n: usize, _: Any, p: u64, a: u64, k: u64, c: Any) -> isize {
+        note(e, post(e, Call::Post, WRITE, span(b, n, false), c), (p, a, k), false)
     }
     unsafe extern "C" fn writemsg(e: Ep, m: *const fi_msg_rma, flags: u64) -> isize {
         // SAFETY: a whole message.
-        let (m, ranges) = unsafe { (&*m, spans((*m).msg_iov, (*m).iov_count, false)) };
-        post(e, Call::Post, WRITE | flags & FI_MORE, ranges, m.context)
+        let (way, m, ranges) = unsafe { (way(m), &*m, spans((*m).msg_iov, (*m).iov_count, false)) };
+        let immediate = flags & FI_REMOTE_CQ_DATA != 0;
+        note(e, post(e, Call::Post, WRITE | flags & FI_MORE, ranges, m.context), way, immediate)
     }
     unsafe extern "C" fn injected(_: Ep, b: Buf, n: usize, _: u64, _: u64, _: u64) -> isize {
         inject(b, n)

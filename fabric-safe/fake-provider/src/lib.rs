@@ -37,8 +37,9 @@ mod world;
 
 pub use control::Control;
 pub use nic::{LINK_BITS_PER_SECOND, PCI_ADDRESS};
-pub use provider::{BOUND_DOMAIN, DEPTH, INJECT_BYTES, NAME};
-pub use script::{Answer, Call, Counts, Faults};
+pub use provider::{AS_EFA, BOUND_DOMAIN, DEPTH, INJECT_BYTES, NAME, NAME_AS_EFA};
+pub use script::{Answer, Call, Counts, Faults, Placed};
+pub use world::PLACED;
 
 use core::ffi::c_void;
 use core::ptr::null_mut;

@@ -10,6 +10,13 @@ use crate::{nic, objects};
 /// The provider's name, also of its fabric.
 pub const NAME: &CStr = c"scripted";
 
+/// The name that it has instead if the environment of the process has [`AS_EFA`]: for callers that read the numbers of errors as
+/// the `efa` provider's if the name says so.
+pub const NAME_AS_EFA: &CStr = c"scripted-efa";
+
+/// See [`NAME_AS_EFA`].
+pub const AS_EFA: &str = "SCRIPTED_AS_EFA";
+
 /// The usual domain.
 const DOMAIN: &CStr = c"scripted0";
 
@@ -53,7 +60,7 @@ pub(crate) fn provider() -> Option<*mut fi_provider> {
         let provider = fi_provider {
             version: FI_VERSION(1, 0),
             fi_version: version.raw(),
-            name: NAME.as_ptr(),
+            name: if std::env::var_os(AS_EFA).is_some() { NAME_AS_EFA } else { NAME }.as_ptr(),
             getinfo: Some(getinfo),
             fabric: Some(objects::open_fabric),
             cleanup: Some(cleanup),

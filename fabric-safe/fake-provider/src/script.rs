@@ -101,6 +101,22 @@ pub struct Counts {
     pub regions: u64,
 }
 
+/// A read or write that was accepted: which way it went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Placed {
+    /// The endpoint: they are numbered from 0 in the order in which they were opened.
+    pub endpoint: u64,
+    /// The entry of the address vector.
+    pub peer: u64,
+    /// First remote address.
+    pub address: u64,
+    /// The remote key.
+    pub key: u64,
+    /// Whether it carries an immediate.
+    pub immediate: bool,
+}
+
 /// What the caller did wrong. All zero with a correct caller.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-use crate::script::{Answer, Call, Counts, Faults};
+use crate::script::{Answer, Call, Counts, Faults, Placed};
+
+/// Reads and writes whose way is remembered.
+pub const PLACED: usize = 4096;
 
 /// A range of local memory of an operation.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +52,8 @@ pub(crate) struct Entry {
 /// An endpoint.
 #[derive(Debug, Default)]
 pub(crate) struct EndpointState {
+    /// How many were opened before it.
+    pub(crate) number: u64,
     pub(crate) transmit_queue: usize,
     pub(crate) receive_queue: usize,
     pub(crate) enabled: bool,
@@ -92,6 +97,12 @@ pub(crate) struct World {
     /// Regions that a script has kept from closing: a card may use them for ever.
     pub(crate) unclosed: Vec<Span>,
     pub(crate) endpoints: BTreeMap<usize, EndpointState>,
+    /// Endpoints that were opened so far.
+    next_endpoint: u64,
+    /// How operations of endpoints end, by number, if not well.
+    ruined: BTreeMap<u64, (i32, i32)>,
+    /// The latest reads and writes that were accepted.
+    pub(crate) placed: VecDeque<Placed>,
     pub(crate) queues: BTreeMap<usize, QueueState>,
     /// Events that have been written: number and data.
     pub(crate) events: VecDeque<(u32, u64)>,
@@ -117,10 +128,48 @@ impl World {
         }
     }
 
-    pub(crate) fn reset(&mut self) {
+    pub(crate) fn forget_answers(&mut self) {
         self.answers = Default::default();
+        self.ruined.clear();
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.forget_answers();
         self.happened = Counts::default();
         self.faults = Faults::default();
+        self.placed.clear();
+    }
+
+    pub(crate) fn ruin(&mut self, endpoint: u64, errno: i32, provider_errno: i32) {
+        self.ruined.remove(&endpoint);
+        if errno != 0 {
+            self.ruined.insert(endpoint, (errno, provider_errno));
+        }
+    }
+
+    /// How an operation of an endpoint ends that is not answered in particular.
+    pub(crate) fn usual_end(&self, endpoint: usize) -> End {
+        let number = self.endpoints.get(&endpoint).map(|state| state.number);
+        match number.and_then(|number| self.ruined.get(&number)) {
+            Some(&(errno, provider_errno)) => End::Badly { errno, provider_errno },
+            None => End::Well,
+        }
+    }
+
+    /// Opens an endpoint.
+    pub(crate) fn add_endpoint(&mut self, address: usize) {
+        let state = EndpointState { number: self.next_endpoint, ..EndpointState::default() };
+        self.endpoints.insert(address, state);
+        self.next_endpoint += 1;
+    }
+
+    /// A read or write has been accepted, that went this way but for the endpoint's number.
+    pub(crate) fn placed(&mut self, endpoint: usize, placed: Placed) {
+        if self.placed.len() >= PLACED {
+            self.placed.pop_front();
+        }
+        let number = self.endpoints.get(&endpoint).map_or(u64::MAX, |state| state.number);
+        self.placed.push_back(Placed { endpoint: number, ..placed });
     }
 
     pub(crate) fn counts(&self) -> Counts {

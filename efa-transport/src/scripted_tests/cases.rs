@@ -1,0 +1,439 @@
+//! One thing that goes wrong at a time.
+
+use std::time::{Duration, Instant};
+
+use scripted_provider::{Answer, Call};
+
+use super::scripted::{scripted, scripted_as_efa};
+use super::{EIO, Stand};
+use crate::{Batch, Error, Event, Request, Status};
+
+const NANO: Duration = Duration::from_nanos(1);
+const LIMIT: Duration = Duration::from_millis(50);
+const LONG: Duration = Duration::from_secs(30);
+/// What an EFA card says of operations on a queue pair that has stopped working.
+const FLUSHED: i32 = 1;
+
+fn fails() -> Answer {
+    Answer::Error { errno: EIO, provider_errno: 0, after: 0 }
+}
+
+/// Catches: a request that fails before its deadline, or that outlives it.
+#[test]
+fn a_request_ends_at_its_deadline_and_not_before() {
+    scripted("scripted_tests::cases::a_request_ends_at_its_deadline_and_not_before", |control| {
+        let stand = Stand::open(control, "scripted", 2, |config| config);
+        let peer = stand.meet("peer", (1, 1), 100);
+        for shortcut in [true, false] {
+            control.reset();
+            control.tell(Call::Post, Answer::Never, 1);
+            let mut batch = stand.requests(peer, 1, LIMIT);
+            let handle = stand.core().submit_by(&mut batch, shortcut).unwrap();
+            stand.advance(LIMIT - NANO);
+            stand.core().expire();
+            stand.drive();
+            assert!(matches!(handle.status(0), Status::Pending), "a nanosecond early");
+            stand.advance(NANO);
+            stand.core().expire();
+            match handle.status(0) {
+                Status::Failed(Error::Timeout { limit, .. }) => assert_eq!(limit, LIMIT),
+                other => panic!("at its deadline: {other:?}"),
+            }
+            // The card still has it, and its memory.
+            assert!(!handle.quiesced(Instant::now()));
+            assert_eq!(stand.transport.peer_state(peer).unwrap().outstanding, 1);
+            stand.advance(LONG);
+            stand.core().unstick();
+            stand.drive();
+            assert!(handle.quiesced(Instant::now()), "its endpoint has been closed");
+            stand.meet("peer", (1, 1), 100);
+        }
+        stand.assert_clean(&[peer]);
+    });
+}
+
+/// Catches: a waiter that looks at the time only when nothing happens, and so waits on while there is traffic of others.
+#[test]
+fn a_waiter_gives_up_in_time_although_there_is_traffic() {
+    scripted("scripted_tests::cases::a_waiter_gives_up_in_time_although_there_is_traffic", |control| {
+        let stand = Stand::open(control, "scripted", 1, |config| config);
+        let peer = stand.meet("peer", (1, 1), 100);
+        control.tell(Call::Post, Answer::Never, 1);
+        let stuck = stand.send(peer, 1, LONG);
+        // Each reading brings one completion.
+        control.tell(Call::Read, Answer::Limit(1), u32::MAX);
+        let others = stand.send(peer, 2000, LONG);
+        assert!(stuck.wait_until(Instant::now()).is_none());
+        assert!(matches!(others.status(1999), Status::Pending), "it has waited for all of the others");
+        control.reset();
+        stand.drive();
+        assert!(others.poll().expect("they have ended").is_ok());
+    });
+}
+
+/// Catches: an attempt on behalf of a peer's former life that is repeated in its next one, where the memory is somebody else's.
+#[test]
+fn nothing_of_a_former_life_of_a_peer_is_sent_again() {
+    scripted("scripted_tests::cases::nothing_of_a_former_life_of_a_peer_is_sent_again", |control| {
+        let stand = Stand::open(control, "scripted", 2, |config| config);
+        let peer = stand.meet("peer", (1, 1), 100);
+        // Twice the same life: what fails is sent again. Then another one.
+        for (life, attempts) in [((1, 2), 2), ((2, 1), 1)] {
+            control.reset();
+            control.tell(Call::Post, fails(), 1);
+            let handle = stand.send(peer, 1, LONG);
+            stand.meet("peer", life, 200);
+            stand.drive();
+            assert_eq!(control.placed().len(), attempts, "{:?}", control.placed());
+            match (handle.poll().expect("it has ended"), attempts) {
+                (Ok(()), 2) => {}
+                (Err(Error::PeerStale { why, .. }), 1) => assert!(why.contains("restarted"), "{why}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        stand.assert_clean(&[peer]);
+    });
+}
+
+/// Catches: a batch that goes to where its predecessor in the same place of memory went, by keys that are not good any more.
+#[test]
+fn the_next_batch_goes_by_the_latest_descriptor() {
+    scripted("scripted_tests::cases::the_next_batch_goes_by_the_latest_descriptor", |control| {
+        let stand = Stand::open(control, "scripted", 1, |config| config);
+        let peer = stand.meet("peer", (1, 1), 100);
+        let other = stand.meet("other", (1, 1), 900);
+        for (to, life, key) in [
+            (peer, (1, 1), 100),
+            (peer, (1, 2), 200),
+            (other, (1, 1), 900),
+            (peer, (3, 1), 300),
+            (peer, (3, 1), 300),
+        ] {
+            if to == peer {
+                stand.meet("peer", life, key);
+            }
+            control.reset();
+            let handle = stand.send(to, 3, LONG);
+            stand.drive();
+            assert!(handle.poll().expect("it has ended").is_ok());
+            let keys: Vec<u64> = control.placed().iter().map(|placed| placed.key).collect();
+            assert_eq!(keys, [key; 3], "life {life:?}");
+        }
+        // One that has gone is not known by what is left of it.
+        assert!(stand.transport.remove_peer(peer));
+        assert!(matches!(
+            stand.transport.submit(&mut stand.requests(peer, 1, LONG)),
+            Err(Error::UnknownPeer(_))
+        ));
+    });
+}
+
+/// Catches: a peer's handle that reaches whoever has its place now.
+#[test]
+fn a_handle_of_a_peer_that_was_removed_does_not_reach_its_successor() {
+    scripted(
+        "scripted_tests::cases::a_handle_of_a_peer_that_was_removed_does_not_reach_its_successor",
+        |control| {
+            let stand = Stand::open(control, "scripted", 1, |config| config);
+            let old = stand.meet("old", (1, 1), 100);
+            assert!(stand.send(old, 1, LONG).wait().is_ok());
+            assert!(stand.transport.remove_peer(old));
+            let new = stand.meet("new", (1, 1), 200);
+            assert_eq!((new.slot, stand.transport.peers().len()), (old.slot, 1), "the place is used again");
+            control.reset();
+            assert!(matches!(
+                stand.transport.submit(&mut stand.requests(old, 1, LONG)),
+                Err(Error::UnknownPeer(_))
+            ));
+            assert!(stand.transport.peer_state(old).is_err());
+            assert!(stand.transport.peer_statistics(old).is_err());
+            assert_eq!((stand.transport.peer_name(old), stand.transport.peer_epoch(old)), (None, None));
+            assert!(stand.transport.warm_up(old, Instant::now()).is_err());
+            assert!(!stand.transport.remove_peer(old));
+            assert_eq!(control.placed(), []);
+            assert_eq!(stand.transport.peer_name(new).as_deref(), Some("new"));
+            assert!(stand.send(new, 1, LONG).wait().is_ok());
+            assert_eq!(control.placed()[0].key, 200);
+        },
+    );
+}
+
+/// Catches: a peer that is taken for silent although it has answered meanwhile, and one that is not because it answered earlier.
+#[test]
+fn a_peer_is_down_when_nothing_was_heard_while_a_request_ran() {
+    scripted("scripted_tests::cases::a_peer_is_down_when_nothing_was_heard_while_a_request_ran", |control| {
+        let stand = Stand::open(control, "scripted", 1, |config| config);
+        let peer = stand.meet("peer", (1, 1), 100);
+        for (heard, down) in [(true, false), (false, true)] {
+            // The same place of memory for the batch, each time.
+            assert!(stand.send(peer, 1, LONG).wait().is_ok());
+            control.reset();
+            control.tell(Call::Post, Answer::Never, 1);
+            let stuck = stand.send(peer, 1, LIMIT);
+            if heard {
+                assert!(stand.send(peer, 1, LONG).wait().is_ok());
+            }
+            stand.events();
+            stand.advance(LIMIT);
+            stand.core().expire();
+            assert!(matches!(stuck.poll(), Some(Err(Error::Timeout { .. }))));
+            assert_eq!(stand.transport.peer_state(peer).unwrap().down, down, "heard: {heard}");
+            let told = stand.events().iter().any(|event| matches!(event, Event::PeerDown { .. }));
+            assert_eq!(told, down);
+        }
+    });
+}
+
+/// Catches: more attempts than were asked for, or fewer.
+#[test]
+fn attempts_are_counted() {
+    scripted("scripted_tests::cases::attempts_are_counted", |control| {
+        for retries in [0, 1, 3] {
+            let stand = Stand::open(control, "scripted", 3, |config| config.retries(retries));
+            let peer = stand.meet("peer", (1, 1), 100);
+            control.tell(Call::Post, fails(), 1000);
+            let handle = stand.send(peer, 1, LONG);
+            for _ in 0..100 {
+                stand.drive();
+                stand.advance(Duration::from_millis(10));
+            }
+            match handle.poll().expect("it has ended") {
+                Err(Error::Failed { attempts, .. }) => assert_eq!(attempts, retries + 1),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(control.counts().accepted, u64::from(retries) + 1);
+            assert_eq!(stand.transport.statistics().retries, u64::from(retries));
+            stand.assert_clean(&[peer]);
+        }
+    });
+}
+
+/// Catches: a pause between attempts that is not made; an attempt for a request that has been given up meanwhile.
+#[test]
+fn a_retry_waits_for_its_time_and_for_nobody_that_has_left() {
+    scripted("scripted_tests::cases::a_retry_waits_for_its_time_and_for_nobody_that_has_left", |control| {
+        let stand = Stand::open(control, "scripted", 1, |config| config);
+        let peer = stand.meet("peer", (1, 1), 100);
+        for cancelled in [false, true] {
+            control.reset();
+            control.tell(Call::Post, fails(), 1);
+            let handle = stand.send(peer, 1, LONG);
+            stand.drive();
+            assert_eq!(control.placed().len(), 1, "there is no other NIC, so there is a pause");
+            if cancelled {
+                handle.cancel();
+                assert!(handle.quiesced(Instant::now()));
+            }
+            stand.advance(Duration::from_millis(10));
+            stand.drive();
+            assert_eq!(control.placed().len(), if cancelled { 1 } else { 2 });
+            assert_eq!(handle.poll().expect("it has ended").is_ok(), !cancelled);
+        }
+        stand.assert_clean(&[peer]);
+    });
+}
+
+/// Catches: a card that is used although it has died while others are well; one that is not tried again; a retry over the
+/// card that has just failed.
+#[test]
+fn a_card_that_fails_is_left_out_until_its_time_is_over() {
+    scripted("scripted_tests::cases::a_card_that_fails_is_left_out_until_its_time_is_over", |control| {
+        const NICS: usize = 4;
+        let stand = Stand::open(control, "scripted", NICS, |config| config);
+        let peer = stand.meet("peer", (1, 1), 100);
+        let dead = stand.endpoint_of(2);
+        control.ruin(dead, EIO, 0);
+        // Every request ends well: a retry goes elsewhere.
+        let mut seen = 0;
+        while stand.core().lanes[2].is_usable(stand.now()) {
+            let handle = stand.send(peer, 1, LONG);
+            stand.drive();
+            assert!(handle.poll().expect("at once: the first retry waits for nothing").is_ok());
+            let placed = stand.placed_since(seen);
+            seen += placed.len();
+            assert!(seen < 1000, "the card is never set aside");
+            if let [first, second] = placed[..] {
+                assert!(first.endpoint == dead && second.endpoint != dead);
+            }
+        }
+        assert!(stand.events().iter().any(|event| matches!(event, Event::NicDown { .. })));
+        let used = |count: usize| {
+            let before = control.placed().len();
+            for _ in 0..count {
+                for requests in [1, 7] {
+                    assert!(stand.send(peer, requests, LONG).wait().is_ok());
+                }
+            }
+            stand.placed_since(before).iter().filter(|placed| placed.endpoint == dead).count()
+        };
+        assert_eq!(used(8), 0, "set aside");
+        // Its time is over; it still fails, and is set aside at once.
+        stand.advance(Duration::from_millis(60));
+        assert_eq!(used(8), 1, "one attempt finds that out");
+        assert!(!stand.core().lanes[2].is_usable(stand.now()));
+        // It works again.
+        stand.advance(Duration::from_secs(1));
+        control.ruin(dead, 0, 0);
+        assert!(used(8) > 8, "its share");
+        assert!(stand.events().iter().any(|event| matches!(event, Event::NicUp { .. })));
+        stand.assert_clean(&[peer]);
+    });
+}
+
+/// Catches: operations to a remote NIC that does not answer, while others of the peer do.
+#[test]
+fn a_remote_nic_that_does_not_answer_is_avoided() {
+    scripted("scripted_tests::cases::a_remote_nic_that_does_not_answer_is_avoided", |control| {
+        const ETIMEDOUT: i32 = 110;
+        let stand = Stand::open(control, "scripted", 1, |config| config);
+        // One NIC here, four there.
+        let mut descriptor =
+            crate::descriptor::Descriptor::decode(&stand.transport.local_descriptor()).unwrap();
+        (descriptor.name, descriptor.epoch) = ("peer".into(), 1);
+        let fabric = &mut descriptor.fabrics[0];
+        fabric.nics = vec![fabric.nics[0].clone(); 4];
+        fabric.chunks.truncate(1);
+        (fabric.chunks[0].nics, fabric.keys) = (0b1111, vec![100, 101, 102, 103]);
+        let peer = stand.transport.add_or_update_peer(&descriptor.encode()).unwrap();
+        control.reset();
+        control.tell(Call::Post, Answer::Error { errno: ETIMEDOUT, provider_errno: 0, after: 0 }, 1);
+        assert!(stand.send(peer, 1, LONG).wait().is_ok());
+        let keys =
+            |from: usize| -> Vec<u64> { stand.placed_since(from).iter().map(|placed| placed.key).collect() };
+        let [failed, second] = keys(0)[..] else { panic!("{:?}", keys(0)) };
+        assert_ne!(failed, second);
+        for _ in 0..4 {
+            assert!(stand.send(peer, 5, LONG).wait().is_ok());
+        }
+        assert!(keys(2).iter().all(|&key| key != failed), "{failed} failed: {:?}", keys(2));
+        assert!(keys(2).iter().collect::<std::collections::HashSet<_>>().len() == 3);
+        stand.advance(Duration::from_secs(1));
+        for _ in 0..4 {
+            assert!(stand.send(peer, 5, LONG).wait().is_ok());
+        }
+        assert!(keys(22).contains(&failed), "it is tried again");
+    });
+}
+
+/// Catches: an endpoint that has stopped working and is not replaced; what was under way on it lost, or counted twice.
+#[test]
+fn what_was_on_a_flushed_endpoint_ends_once_on_another() {
+    scripted_as_efa(
+        "scripted_tests::cases::what_was_on_a_flushed_endpoint_ends_once_on_another",
+        |control| {
+            let stand = Stand::open(control, "scripted-efa", 2, |config| config);
+            let peer = stand.meet("peer", (1, 1), 100);
+            let flushed = Answer::Error { errno: EIO, provider_errno: FLUSHED, after: 0 };
+            // Of eight the first finds it out, the others on its endpoint would never end.
+            control.tell(Call::Post, flushed, 1);
+            control.tell(Call::Post, Answer::Never, 7);
+            let handle = stand.send(peer, 8, LONG);
+            stand.drive();
+            assert_eq!(stand.transport.statistics().nics.iter().map(|nic| nic.reopened).sum::<u64>(), 0);
+            assert!(matches!(handle.status(7), Status::Pending));
+            let first = control.placed()[0].endpoint;
+            let there =
+                control.placed().iter().take(8).filter(|placed| placed.endpoint == first).count() as u64;
+            assert!(there > 1, "{:?}", control.placed());
+            stand.core().unstick();
+            stand.drive();
+            stand.advance(Duration::from_secs(1));
+            stand.drive();
+            let reopened: Vec<u64> =
+                stand.transport.statistics().nics.iter().map(|nic| nic.reopened).collect();
+            assert_eq!(reopened.iter().sum::<u64>(), 1, "{reopened:?}");
+            // The one that failed has been sent again, and what was aborted; the rest is on the other endpoint. Its receives went
+            // with the endpoint, too.
+            let receives = scripted_provider::DEPTH as u64;
+            assert_eq!(control.counts().forgotten, receives + there - 1);
+            assert_eq!(control.placed().len() as u64, 8 + there);
+            // Nobody closes the other one, which is well: its operations just never end.
+            let ended =
+                (0..8).filter(|&request| matches!(handle.status(request), Status::Done)).count() as u64;
+            assert_eq!(ended, there);
+            assert_eq!(stand.transport.peer_statistics(peer).unwrap().slices, there);
+            assert_ne!(stand.endpoint_of(reopened.iter().position(|&n| n == 1).unwrap()), first);
+            stand.core().unstick();
+            assert_eq!(control.counts().forgotten, receives + there - 1, "once");
+        },
+    );
+}
+
+/// Catches: an immediate that is sent again after its endpoint was closed under it; one that is given up although the provider never
+/// took it.
+#[test]
+fn an_immediate_is_sent_again_only_if_it_was_never_taken() {
+    scripted("scripted_tests::cases::an_immediate_is_sent_again_only_if_it_was_never_taken", |control| {
+        let stand = Stand::open(control, "scripted", 2, |config| config);
+        let own = stand.transport.add_or_update_peer(&stand.transport.local_descriptor()).unwrap();
+        let send = || {
+            let at = stand.region.addr();
+            let mut batch = Batch::new();
+            batch.push(Request::write(own, &stand.region, at, at, 8).with_immediate(7)).unwrap();
+            stand.transport.submit(&mut batch).unwrap()
+        };
+        // Its endpoint is closed because the completion queue has failed: it may have got through.
+        control.reset();
+        control.tell(Call::Post, Answer::Never, 1);
+        let handle = send();
+        control.tell(Call::Read, Answer::Fail(EIO), 2);
+        stand.drive();
+        stand.advance(Duration::from_secs(1));
+        stand.drive();
+        let error = handle.poll().expect("it has ended").expect_err("unknown");
+        assert!(error.to_string().contains("may or may not have arrived"), "{error}");
+        assert_eq!(control.placed().iter().filter(|placed| placed.immediate).count(), 1);
+        // Refused when it was posted: it has not.
+        control.reset();
+        control.tell(Call::Post, Answer::Fail(EIO), 1);
+        let handle = send();
+        stand.drive();
+        stand.advance(Duration::from_secs(1));
+        stand.drive();
+        assert!(handle.poll().expect("it has ended").is_ok());
+        assert_eq!(control.placed().iter().filter(|placed| placed.immediate).count(), 1);
+    });
+}
+
+/// Catches: a card that cannot be opened again and is given work, or never tried again; what waited for it lost.
+#[test]
+fn what_waits_for_a_card_that_cannot_be_opened_again_goes_elsewhere() {
+    scripted(
+        "scripted_tests::cases::what_waits_for_a_card_that_cannot_be_opened_again_goes_elsewhere",
+        |control| {
+            let stand = Stand::open(control, "scripted", 2, |config| config);
+            let peer = stand.meet("peer", (1, 1), 100);
+            control.reset();
+            control.tell(Call::Post, Answer::Never, 2 * scripted_provider::DEPTH as u32);
+            // More than both cards take: some wait.
+            let handle = stand.send(peer, 3 * scripted_provider::DEPTH as u64, LONG);
+            control.tell(Call::Open, Answer::Fail(EIO), 1);
+            let lane = &stand.core().lanes[0];
+            stand.core().broken(lane, "as the test says");
+            assert!(!lane.is_usable(u64::MAX - 1));
+            stand.core().reopen(&stand.core().lanes[1]);
+            stand.advance(Duration::from_millis(300));
+            stand.drive();
+            stand.advance(Duration::from_secs(1));
+            stand.drive();
+            assert!(handle.poll().expect("it has ended").is_ok(), "over the other card");
+            let before = control.placed().len();
+            for _ in 0..4 {
+                assert!(stand.send(peer, 2, LONG).wait().is_ok());
+            }
+            let other = stand.endpoint_of(1);
+            assert!(stand.placed_since(before).iter().all(|placed| placed.endpoint == other));
+            // The next look at what is stuck opens it.
+            stand.core().unstick();
+            assert!(lane.is_usable(stand.now() + 1_000_000_000));
+            stand.advance(Duration::from_secs(2));
+            let before = control.placed().len();
+            for _ in 0..4 {
+                assert!(stand.send(peer, 2, LONG).wait().is_ok());
+            }
+            let again = stand.endpoint_of(0);
+            assert!(stand.placed_since(before).iter().any(|placed| placed.endpoint == again));
+            stand.assert_clean(&[peer]);
+        },
+    );
+}
