@@ -18,7 +18,7 @@ use crate::gauges::TransportGauges;
 use crate::lane::Left;
 use crate::lanes::Lanes;
 use crate::lot::Stray;
-use crate::peer::{Added, PeerId, PeerState, Peers};
+use crate::peer::{Added, Peer, PeerId, PeerState, Peers};
 use crate::progress::Parking;
 use crate::provider::Rejected;
 use crate::region::RegionInner;
@@ -217,7 +217,8 @@ impl Core {
         self.peers.read()
     }
 
-    pub(crate) fn add_peer(&self, bytes: &[u8]) -> Result<PeerId, Error> {
+    /// Takes a descriptor, and says what that has changed. From now on this is the peer's; nothing has been done about it yet.
+    pub(crate) fn learn(&self, bytes: &[u8]) -> Result<(Arc<Peer>, Added), Error> {
         let descriptor = Descriptor::decode(bytes)?;
         let (ours, theirs) = (self.lanes[0].nic.info.provider_name(), descriptor.provider.as_str());
         if !same_wire(ours, theirs) {
@@ -225,12 +226,14 @@ impl Core {
             return Err(Error::Incompatible { peer: descriptor.name, why });
         }
         let way = self.way_to(&descriptor)?;
-        let fabric = self.lanes.fabric(way.number);
-        let mut peers = self.peers.write();
-        let (peer, added) = peers.add(descriptor, way);
-        drop(peers);
+        Ok(self.peers.write().add(descriptor, way))
+    }
+
+    pub(crate) fn add_peer(&self, bytes: &[u8]) -> Result<PeerId, Error> {
+        let (peer, added) = self.learn(bytes)?;
         let table = peer.table();
         tracing::debug!(peer = %peer.name, ?added, regions = table.regions(), "peer descriptor");
+        let fabric = self.lanes.fabric(table.fabric);
         // efa-direct: our cards must know those of the peer that will write to them before the first operation arrives.
         if table.fabric_name == DIRECT {
             let theirs = table.nics.len();

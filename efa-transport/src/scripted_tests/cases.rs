@@ -6,13 +6,20 @@ use scripted_provider::{Answer, Call};
 
 use super::scripted::{scripted, scripted_as_efa};
 use super::{EIO, Stand};
-use crate::{Batch, Error, Event, Request, Status};
+use crate::{Batch, Error, Event, Request, Shape, Status};
 
 const NANO: Duration = Duration::from_nanos(1);
 const LIMIT: Duration = Duration::from_millis(50);
 const LONG: Duration = Duration::from_secs(30);
 /// What an EFA card says of operations on a queue pair that has stopped working.
 const FLUSHED: i32 = 1;
+const EACCES: i32 = 13;
+const ETIMEDOUT: i32 = 110;
+
+/// Slices that have not been posted.
+fn waiting(stand: &Stand) -> usize {
+    stand.transport.statistics().nics.iter().map(|nic| nic.queued).sum()
+}
 
 fn fails() -> Answer {
     Answer::Error { errno: EIO, provider_errno: 0, after: 0 }
@@ -48,6 +55,48 @@ fn a_request_ends_at_its_deadline_and_not_before() {
             assert!(handle.quiesced(Instant::now()), "its endpoint has been closed");
             stand.meet("peer", (1, 1), 100);
         }
+        stand.assert_clean(&[peer]);
+    });
+}
+
+/// Catches: slices that keep their memory and their place in line although nobody waits for them any more, or that are posted then.
+#[test]
+fn what_waits_goes_with_its_request() {
+    scripted("scripted_tests::cases::what_waits_goes_with_its_request", |control| {
+        let stand = Stand::open(control, "scripted", 1, |config| config);
+        let peer = stand.meet("peer", (1, 1), 100);
+        let depth = scripted_provider::DEPTH as u64;
+        // At its deadline.
+        control.tell(Call::Post, Answer::Complete { after: 1 }, u32::MAX);
+        let handle = stand.send(peer, depth + 9, LIMIT);
+        assert_eq!(waiting(&stand), 9);
+        stand.advance(LIMIT);
+        stand.core().expire();
+        assert_eq!(waiting(&stand), 0);
+        stand.drive();
+        assert!(handle.quiesced(Instant::now()));
+        assert_eq!(control.placed().len() as u64, depth);
+        // When one slice of a long request fails for good. Those behind it are posted before anybody has looked at that; no more are.
+        control.reset();
+        control.tell(Call::Post, Answer::Error { errno: EACCES, provider_errno: 0, after: 0 }, 1);
+        let places: Vec<(u64, u64)> = (0..40).map(|n| (stand.region.addr() + 96 * n, 8)).collect();
+        let request = Request::write(peer, &stand.region, stand.region.addr(), stand.region.addr(), 320);
+        let mut batch = Batch::new();
+        batch.push(Request { remote_shape: Shape::Scatter(&places), ..request }).unwrap();
+        let handle = stand.transport.submit(&mut batch).unwrap();
+        stand.drive();
+        assert!(matches!(handle.poll(), Some(Err(Error::PeerStale { .. }))));
+        assert!(handle.quiesced(Instant::now()));
+        assert_eq!(control.placed().len() as u64, 2 * depth);
+        // Cancelled while the card has it: what becomes of it there is nobody's concern.
+        stand.meet("peer", (1, 2), 200);
+        control.reset();
+        control.tell(Call::Post, fails(), 1);
+        let handle = stand.send(peer, 1, LONG);
+        let retries = stand.transport.statistics().retries;
+        handle.cancel();
+        stand.drive();
+        assert_eq!((control.placed().len(), stand.transport.statistics().retries), (1, retries));
         stand.assert_clean(&[peer]);
     });
 }
@@ -91,6 +140,27 @@ fn nothing_of_a_former_life_of_a_peer_is_sent_again() {
                 other => panic!("{other:?}"),
             }
         }
+        // It has failed before the news of the restart has got around.
+        control.reset();
+        control.tell(Call::Post, fails(), 1);
+        let handle = stand.send(peer, 1, LONG);
+        stand.core().learn(&stand.descriptor("peer", (3, 1), 300, 2)).unwrap();
+        stand.drive();
+        assert!(matches!(handle.poll(), Some(Err(Error::PeerStale { .. }))));
+        assert_eq!(control.placed().len(), 1);
+        // What has not been posted never is.
+        stand.meet("peer", (4, 1), 400);
+        control.reset();
+        control.tell(Call::Post, Answer::Complete { after: 3 }, u32::MAX);
+        let handle = stand.send(peer, 100, LONG);
+        let posted = control.placed().len();
+        assert!(posted < 100, "cards take no more than that");
+        stand.meet("peer", (5, 1), 500);
+        assert_eq!(waiting(&stand), 0);
+        assert!(matches!(handle.status(99), Status::Failed(Error::PeerStale { .. })), "at once");
+        stand.drive();
+        assert_eq!(control.placed().len(), posted);
+        assert!(handle.quiesced(Instant::now()));
         stand.assert_clean(&[peer]);
     });
 }
@@ -284,17 +354,9 @@ fn a_card_that_fails_is_left_out_until_its_time_is_over() {
 #[test]
 fn a_remote_nic_that_does_not_answer_is_avoided() {
     scripted("scripted_tests::cases::a_remote_nic_that_does_not_answer_is_avoided", |control| {
-        const ETIMEDOUT: i32 = 110;
         let stand = Stand::open(control, "scripted", 1, |config| config);
         // One NIC here, four there.
-        let mut descriptor =
-            crate::descriptor::Descriptor::decode(&stand.transport.local_descriptor()).unwrap();
-        (descriptor.name, descriptor.epoch) = ("peer".into(), 1);
-        let fabric = &mut descriptor.fabrics[0];
-        fabric.nics = vec![fabric.nics[0].clone(); 4];
-        fabric.chunks.truncate(1);
-        (fabric.chunks[0].nics, fabric.keys) = (0b1111, vec![100, 101, 102, 103]);
-        let peer = stand.transport.add_or_update_peer(&descriptor.encode()).unwrap();
+        let peer = stand.transport.add_or_update_peer(&stand.descriptor("peer", (1, 1), 100, 4)).unwrap();
         control.reset();
         control.tell(Call::Post, Answer::Error { errno: ETIMEDOUT, provider_errno: 0, after: 0 }, 1);
         assert!(stand.send(peer, 1, LONG).wait().is_ok());
@@ -312,6 +374,50 @@ fn a_remote_nic_that_does_not_answer_is_avoided() {
             assert!(stand.send(peer, 5, LONG).wait().is_ok());
         }
         assert!(keys(22).contains(&failed), "it is tried again");
+    });
+}
+
+/// Catches: a retry over the rail that has just failed because it looks the best again.
+#[test]
+fn a_retry_takes_another_rail() {
+    scripted("scripted_tests::cases::a_retry_takes_another_rail", |control| {
+        // Of two NICs here the one that fails has less to do than the other.
+        let stand = Stand::open(control, "scripted", 2, |config| config);
+        let peer = stand.meet("peer", (1, 1), 100);
+        control.tell(Call::Post, Answer::Never, 1);
+        let _busy = stand.send(peer, 1, LONG);
+        let busy = control.placed()[0].endpoint;
+        control.tell(Call::Post, fails(), 1);
+        let handle = stand.send(peer, 1, LONG);
+        stand.drive();
+        assert!(handle.poll().expect("a retry elsewhere waits for nothing").is_ok());
+        let [failed, second] = stand.placed_since(1)[..] else { panic!("{:?}", control.placed()) };
+        assert!(failed.endpoint != busy && second.endpoint == busy, "{:?}", control.placed());
+        // Of two NICs there the one that fails would be next again.
+        let stand = Stand::open(control, "scripted", 1, |config| config);
+        let peer = stand.transport.add_or_update_peer(&stand.descriptor("peer", (1, 1), 100, 2)).unwrap();
+        control.tell(Call::Post, fails(), 1);
+        assert!(stand.send(peer, 2, LONG).wait().is_ok());
+        let keys: Vec<u64> = control.placed().iter().map(|placed| placed.key).collect();
+        assert!(keys.len() == 3 && keys[0] != keys[1] && keys[2] == keys[1], "{keys:?}");
+    });
+}
+
+/// Catches: rails that neither side has prepared, when a remote NIC does not answer and its partner here is left with others'.
+#[test]
+fn rails_that_are_left_are_those_that_both_sides_expect() {
+    scripted("scripted_tests::cases::rails_that_are_left_are_those_that_both_sides_expect", |control| {
+        let stand = Stand::open(control, "scripted", 2, |config| config);
+        let peer = stand.meet("peer", (1, 1), 100);
+        control.tell(Call::Post, Answer::Error { errno: ETIMEDOUT, provider_errno: 0, after: 0 }, 1);
+        assert!(stand.send(peer, 1, LONG).wait().is_ok());
+        let failed = control.placed()[0];
+        let before = control.placed().len();
+        for _ in 0..4 {
+            assert!(stand.send(peer, 3, LONG).wait().is_ok());
+        }
+        let placed = stand.placed_since(before);
+        assert!(placed.iter().all(|it| it.key != failed.key && it.endpoint != failed.endpoint), "{placed:?}");
     });
 }
 

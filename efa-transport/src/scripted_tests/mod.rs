@@ -73,13 +73,26 @@ impl Stand {
 
     /// A peer with as many NICs as we have, and our memory's shape: in one of its lives, with a descriptor of that life. The keys of
     /// its NICs are numbered from `first_key`.
-    fn meet(&self, name: &str, (epoch, generation): (u64, u64), first_key: u64) -> PeerId {
+    fn meet(&self, name: &str, life: (u64, u64), first_key: u64) -> PeerId {
+        let nics = self.core().lanes.len();
+        self.transport.add_or_update_peer(&self.descriptor(name, life, first_key, nics)).unwrap()
+    }
+
+    fn descriptor(
+        &self,
+        name: &str,
+        (epoch, generation): (u64, u64),
+        first_key: u64,
+        nics: usize,
+    ) -> Vec<u8> {
         let mut descriptor = Descriptor::decode(&self.transport.local_descriptor()).unwrap();
         (descriptor.name, descriptor.epoch, descriptor.generation) = (name.into(), epoch, generation);
         let fabric = &mut descriptor.fabrics[0];
         fabric.chunks.truncate(1);
-        fabric.keys = (first_key..).take(fabric.nics.len()).collect();
-        self.transport.add_or_update_peer(&descriptor.encode()).unwrap()
+        fabric.nics = vec![fabric.nics[0].clone(); nics];
+        fabric.chunks[0].nics = (1 << nics) - 1;
+        fabric.keys = (first_key..).take(nics).collect();
+        descriptor.encode()
     }
 
     fn requests(&self, to: PeerId, count: u64, limit: Duration) -> Batch {
