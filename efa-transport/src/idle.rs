@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::watch::Seen;
+
 /// The first sleep on the timer; doubled each time that nothing has happened.
 const FIRST: Duration = Duration::from_micros(20);
 /// The longest sleep on the timer: with what the kernel adds, first contact is still answered within 5 ms.
@@ -17,17 +19,20 @@ const LONGEST_BUSY: Duration = Duration::from_micros(200);
 const ATTENTIVE: Duration = Duration::from_micros(50);
 /// The same where only a timer does: a gap in the traffic then costs about its own length again.
 const ATTENTIVE_ON_TIMER: Duration = Duration::from_micros(200);
+/// The same after a wait object has told of something: the next message may be on its way, and to be woken for it takes longer
+/// than to read it.
+const ATTENTIVE_TO_FACTS: Duration = Duration::from_micros(200);
 /// A sleep on wait objects that was shorter was none: something was there, or the provider says so whenever it is asked.
 pub(crate) const SHORTEST: Duration = Duration::from_micros(20);
-/// So many of those in a row without any activity, and the wait objects are not believed until there is some. (`net` of
-/// libfabric 1.17 says so for ever after the first completion.)
+/// So many of those in a row without any activity, and the wait objects are not believed until there is some. (The queues of `net`
+/// of libfabric 1.17 say so for ever after the first completion.)
 const STRIKES: u32 = 16;
 /// A reading that took so much longer than is usual has done something.
-const TIMES_USUAL: u32 = 2;
+pub(crate) const TIMES_USUAL: u32 = 2;
 /// The same for a reading after a sleep, when caches are cold.
 const TIMES_USUAL_COLD: u32 = 4;
 /// Below that, differences are chance, while caches are warm and when they are cold. Copying a message takes longer.
-const CHANCE: Duration = Duration::from_micros(2);
+pub(crate) const CHANCE: Duration = Duration::from_micros(2);
 const CHANCE_COLD: Duration = Duration::from_micros(5);
 
 /// So many exceptions in a row, without one reading that found nothing, and they are the usual: there are more peers now, say.
@@ -35,13 +40,13 @@ const NEW_USUAL: u32 = 200_000;
 
 /// How long it usually takes to find nothing.
 #[derive(Debug, Default)]
-struct Usual {
+pub(crate) struct Usual {
     time: Option<Duration>,
     exceptions: u32,
 }
 
 impl Usual {
-    fn is_exceeded(&mut self, took: Duration, times: u32, chance: Duration) -> bool {
+    pub(crate) fn is_exceeded(&mut self, took: Duration, times: u32, chance: Duration) -> bool {
         let usual = *self.time.get_or_insert(took);
         if took > usual * times + chance {
             self.exceptions += 1;
@@ -135,6 +140,31 @@ impl Idler {
                 self.strikes = 0;
             }
         }
+    }
+
+    /// As [`read`](Self::read), by a thread that [watches](crate::watch) its lanes.
+    pub(crate) fn saw(&mut self, seen: Seen, now: Instant) {
+        let cold = std::mem::take(&mut self.slept);
+        self.readings = self.readings.saturating_add(1);
+        self.active_until = match seen {
+            // It does not report something whenever it is asked.
+            Seen::Silence => {
+                self.strikes = 0;
+                return;
+            }
+            Seen::Nothing => return,
+            Seen::Guess => self.active_until.max(now + ATTENTIVE),
+            Seen::Fact => now + ATTENTIVE_TO_FACTS,
+        };
+        self.pause = FIRST;
+        if seen == Seen::Fact || !cold {
+            self.strikes = 0;
+        }
+    }
+
+    /// Whether the next reading is the first one after a sleep.
+    pub(crate) const fn has_slept(&self) -> bool {
+        self.slept
     }
 
     /// Something has happened, to a thread that waits for it and does not take times.
@@ -259,6 +289,43 @@ mod tests {
         assert!(blocks <= STRIKES, "{blocks} blocks");
         assert!(readings < 1000, "{readings} readings in a second of nothing");
         assert!(paused > Duration::from_millis(950), "{paused:?}");
+    }
+
+    /// Catches: facts that are worth no more than guesses, so that each message of a conversation costs a wake-up.
+    #[test]
+    fn what_a_wait_object_tells_keeps_awake_for_longer_than_a_guess() {
+        let now = Instant::now();
+        let attentive = |seen| {
+            let mut idler = Idler::new(true, now);
+            idler.saw(seen, now);
+            idler.saw(Seen::Silence, now);
+            (0..1000).find(|&us| idler.next(false, now + Duration::from_micros(us)) == Next::Block)
+        };
+        assert_eq!(attentive(Seen::Silence), Some(0));
+        assert_eq!(attentive(Seen::Nothing), Some(0));
+        assert_eq!(attentive(Seen::Guess), Some(50));
+        assert_eq!(attentive(Seen::Fact), Some(200));
+        // A guess takes nothing away from a fact.
+        let mut idler = Idler::new(true, now);
+        idler.saw(Seen::Fact, now);
+        idler.saw(Seen::Guess, now + Duration::from_micros(1));
+        assert_eq!(idler.next(false, now + Duration::from_micros(190)), Next::Look);
+    }
+
+    /// Catches: wait objects that nobody believes any more although they have told the truth since, so that the thread wakes up on
+    /// the timer for ever; and those that are believed although they go on lying.
+    #[test]
+    fn wait_objects_that_are_silent_are_believed_again() {
+        let now = Instant::now();
+        let mut idler = Idler::new(true, now);
+        for _ in 0..STRIKES {
+            idler.blocked(Slept::NotAtAll);
+        }
+        idler.saw(Seen::Nothing, now);
+        idler.saw(Seen::Nothing, now);
+        assert!(matches!(idler.next(false, now), Next::Pause(_)));
+        idler.saw(Seen::Silence, now);
+        assert_eq!(idler.next(false, now), Next::Block);
     }
 
     #[test]

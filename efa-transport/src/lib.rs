@@ -85,6 +85,7 @@ mod slice;
 mod submit;
 mod tally;
 mod wait;
+mod watch;
 
 // One NIC's part of it.
 mod addresses;

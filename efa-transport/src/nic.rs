@@ -1,5 +1,6 @@
 //! One NIC, opened: domain, address vector, completion queue, endpoint.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use fabric_safe::{
@@ -38,6 +39,9 @@ pub(crate) struct Nic {
     served: Option<Counter>,
     pub(crate) queue: CompletionQueue,
     pub(crate) has_wait_object: bool,
+    /// Tells of the sockets alone: the wait object of a queue that no completion comes to. `net` of 1.17 never resets the signal
+    /// that a completion leaves in the other.
+    sockets: Option<CompletionQueue>,
     pub(crate) probe: MemoryRegion<Arc<Mapping>>,
     pub(crate) probe_memory: Arc<Mapping>,
     bounce: Option<MemoryRegion<Arc<Mapping>>>,
@@ -75,6 +79,8 @@ impl Nic {
             }
             Err(error) => return Err(fail(error)),
         };
+        let sockets = (has_wait_object && info.provider_name() == "net")
+            .then(|| CompletionQueue::open(&domain, CompletionQueueOptions { entries: 1, ..options }).ok());
         let efa = info.provider_name().contains("efa");
         let troubles = if efa { EventQueue::open(&fabric).ok() } else { None };
         let tells = !has_wait_object && info.capabilities().contains(Capabilities::RMA_EVENT);
@@ -102,6 +108,7 @@ impl Nic {
             served,
             queue,
             has_wait_object,
+            sockets: sockets.flatten(),
             probe,
             probe_memory,
             bounce,
@@ -145,6 +152,16 @@ impl Nic {
                 endpoint.bind_counter(served, CounterEvents::REMOTE_READ | CounterEvents::REMOTE_WRITE)?;
         }
         endpoint.enable()
+    }
+
+    /// What becomes readable when there is something to read.
+    pub(crate) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.sockets.as_ref().unwrap_or(&self.queue).wait_fd()
+    }
+
+    /// Whether that tells at any time, and not only after [`CompletionQueue::arm`]: it stands for sockets.
+    pub(crate) fn tells_unasked(&self) -> bool {
+        self.has_wait_object && matches!(self.info.provider_name(), "net" | "tcp" | "tcp;ofi_rxm")
     }
 
     /// Reads and writes of peers that have ended here, where the provider counts them; 0 elsewhere.

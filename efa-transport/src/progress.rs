@@ -4,6 +4,7 @@
 //! to poll even when we have nothing to send: peers' handshakes, and reads and writes that the provider emulates. When to do
 //! what is decided in [`idle`](crate::idle).
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -16,6 +17,8 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::idle::{Idler, LONGEST, Next, SHORTEST, Slept};
 use crate::lane::Lane;
+use crate::scheduler::rail::{Set, holds};
+use crate::watch::Watch;
 
 /// Readings without a result before a thread yields the processor: of many operations the next one ends soon.
 pub(crate) const SPINS: u32 = 8;
@@ -64,8 +67,9 @@ impl Parking {
     /// [`Core::block`] finds that out each time.
     pub(crate) fn watch(&self, lanes: &[Lane]) -> Result<(), Error> {
         let Some(queues) = &self.queues else { return Ok(()) };
-        for fd in lanes.iter().filter_map(|lane| lane.nic.queue.wait_fd()) {
-            epoll::add(queues, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
+        for lane in lanes {
+            let Some(fd) = lane.nic.wait_fd() else { continue };
+            epoll::add(queues, fd, epoll::EventData::new_u64(lane.index as u64), epoll::EventFlags::IN)
                 .map_err(fail("epoll_ctl"))?;
         }
         Ok(())
@@ -75,6 +79,17 @@ impl Parking {
     #[cfg(test)]
     pub(crate) fn is_asleep(&self) -> bool {
         self.asleep.load(Ordering::SeqCst)
+    }
+
+    /// The lanes whose wait objects say that something is there.
+    fn ready(&self) -> Set {
+        let Some(queues) = &self.queues else { return 0 };
+        let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; 128];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        match epoll::wait(queues, &mut events[..], Some(&at_once)) {
+            Ok((events, _)) => events.iter().fold(0, |set, event| set | 1 << (event.data.u64() & 127)),
+            Err(_) => 0,
+        }
     }
 
     /// Sleeps until a completion queue has something (if `queues`), the bell rings (if `bell`), or the time is over.
@@ -188,6 +203,32 @@ impl Core {
         now
     }
 
+    /// The same where the lanes' wait objects tell at any time what is there: reads those only that have something, and `all` when
+    /// asked to or when it is time to.
+    fn look_where_told(&self, idler: &mut Idler, watch: &mut Watch, all: bool) -> Instant {
+        let cold = idler.has_slept();
+        let busy = self.lanes.iter().filter(|lane| lane.is_busy()).fold(0, |set, lane| set | 1 << lane.index);
+        let chosen = watch.choose(self.lanes.len(), self.parking.ready(), busy, all);
+        let mut began = Instant::now();
+        let mut seen = watch.told();
+        if chosen != 0 {
+            self.drive(
+                |lane| holds(chosen, lane.index),
+                |lane, happened| {
+                    let now = Instant::now();
+                    seen = seen.max(watch.read(lane.index, happened, now - began, cold));
+                    began = now;
+                },
+            );
+            for lane in watch.dull() {
+                // Whether there is something is seen at the next look.
+                let _ = self.lanes[lane].nic.queue.arm();
+            }
+        }
+        idler.saw(seen, began);
+        began
+    }
+
     /// Sleeps on the wait objects.
     fn block(&self, bell: bool, limit: Duration) -> Slept {
         if self.lanes.iter().all(|lane| matches!(lane.nic.queue.arm(), Ok(true))) {
@@ -210,6 +251,8 @@ fn run(core: &Core) {
     let mut looked = Instant::now();
     let mut next_deadline = None;
     let mut served = 0;
+    let mut watch = core.lanes.iter().all(|lane| lane.nic.tells_unasked()).then(Watch::new);
+    let mut slept = Slept::NotAtAll;
     while !core.is_shut() {
         let epoch = core.parking.epoch.load(Ordering::Acquire);
         if looks.is_multiple_of(LOOKS) {
@@ -224,7 +267,13 @@ fn run(core: &Core) {
         }
         let driven = core.drivers.load(Ordering::Acquire) > 0;
         if !driven {
-            let now = core.look(&mut idler, &mut served);
+            let now = match &mut watch {
+                Some(watch) => {
+                    let all = idler.has_slept() && slept != Slept::UntilReady;
+                    core.look_where_told(&mut idler, watch, all)
+                }
+                None => core.look(&mut idler, &mut served),
+            };
             if idler.next(core.any_busy(), now) == Next::Look {
                 looks = looks.wrapping_add(1);
                 // Peers need the processor too, perhaps this very one.
@@ -241,7 +290,7 @@ fn run(core: &Core) {
         // A call between the look at the epoch and this line has raised it.
         if core.parking.epoch.load(Ordering::SeqCst) == epoch {
             let busy = core.any_busy();
-            let slept = match idler.next(busy, now) {
+            slept = match idler.next(busy, now) {
                 // Whoever drives needs no help; but it may stop at any time, and nobody tells.
                 _ if driven => {
                     core.parking.sleep(false, true, left.min(LONGEST));
@@ -263,6 +312,7 @@ fn run(core: &Core) {
                 idler.called();
             }
         } else {
+            slept = Slept::UntilCalled;
             idler.called();
         }
         core.parking.asleep.store(false, Ordering::Release);
@@ -291,6 +341,63 @@ mod tests {
                 None
             }
             Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Catches: a wait object that says for ever that something is there, which costs the progress thread its sleep; and one that
+    /// never says so.
+    #[test]
+    fn the_descriptors_of_sockets_tell_of_messages_and_are_silent_afterwards() {
+        let test = "the_descriptors_of_sockets_tell_of_messages_and_are_silent_afterwards";
+        for provider in [Provider::Net, Provider::TcpRxm] {
+            let open = |name| {
+                let config = Config::new().name(name).provider(provider.clone()).source("127.0.0.1");
+                Transport::open(config.endpoints_per_nic(3).same_process_copy(false))
+            };
+            let (Ok(from), Ok(to)) = (open("from"), open("to")) else {
+                eprintln!("SKIP: {test}: {provider:?} is not here");
+                continue;
+            };
+            let memory = |transport: &Transport| {
+                let memory = Mapping::anonymous(LEN, PageKind::Small).unwrap();
+                transport.register(Arc::new(memory), Access::ALL).unwrap()
+            };
+            let (ours, theirs) = (memory(&from), memory(&to));
+            let peer = from.add_or_update_peer(&to.local_descriptor()).unwrap();
+            to.add_or_update_peer(&from.local_descriptor()).unwrap();
+            // Only its own thread reads the target's queues: what is ready shows for a moment at least.
+            let core = Arc::clone(to.core());
+            let stop = AtomicBool::new(false);
+            let told = std::thread::scope(|scope| {
+                let watcher = scope.spawn(|| {
+                    let mut told: Set = 0;
+                    while !stop.load(Ordering::Acquire) {
+                        told |= core.parking.ready();
+                    }
+                    told
+                });
+                let deadline = Instant::now() + Duration::from_secs(20);
+                for len in [64, LEN as u64] {
+                    for round in 0..200 {
+                        let mut batch = Batch::new();
+                        let request = if round % 2 == 0 { Request::write } else { Request::read };
+                        batch.push(request(peer, &ours, ours.addr(), theirs.addr(), len)).unwrap();
+                        let done = from.submit(&mut batch).unwrap();
+                        done.wait_until(deadline).expect("in time").unwrap();
+                    }
+                }
+                stop.store(true, Ordering::Release);
+                watcher.join().unwrap()
+            });
+            assert_ne!(told, 0, "{provider:?}: 400 requests, and nothing was ever ready");
+            assert_eq!(told & !0b111, 0, "{provider:?}: lanes that there are not");
+            let deadline = Instant::now() + Duration::from_secs(10);
+            for (side, transport) in [("from", &from), ("to", &to)] {
+                while transport.core().parking.ready() != 0 {
+                    assert!(Instant::now() < deadline, "{provider:?}: {side} is never silent");
+                    std::thread::yield_now();
+                }
+            }
         }
     }
 

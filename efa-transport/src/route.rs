@@ -236,15 +236,17 @@ impl Core {
 
     /// Drives every lane that nobody else drives, once. Returns how much happened.
     pub(crate) fn drive_all(&self) -> usize {
-        self.drive(|_| true)
+        self.drive(|_| true, |_, _| {})
     }
 
     /// Drives the lanes that have something of ours to do, once. The others want to be driven now and then, for peers.
     pub(crate) fn drive_busy(&self) -> usize {
-        self.drive(Lane::is_busy)
+        self.drive(Lane::is_busy, |_, _| {})
     }
 
-    fn drive(&self, which: impl Fn(&Lane) -> bool) -> usize {
+    /// Drives some lanes once, and tells after each of them what happened there.
+    #[inline(always)] // twice, each with one kind of lanes
+    pub(crate) fn drive(&self, which: impl Fn(&Lane) -> bool, mut told: impl FnMut(&Lane, usize)) -> usize {
         let context = Context::new(self, None);
         let mut happened = 0;
         let mut idle: Set = 0;
@@ -256,7 +258,9 @@ impl Core {
             }
             let Some(mut state) = lane.state.try_lock() else { continue };
             bump(&lane.counters.polls, 1);
-            happened += lane.drive(&mut state, &context, &mut outcome);
+            let here = lane.drive(&mut state, &context, &mut outcome);
+            happened += here;
+            told(lane, here);
             if state.queue.queued() == 0 && state.queue.in_flight() < state.queue.depth() {
                 idle |= 1 << lane.index;
             }
