@@ -315,7 +315,9 @@ fn main() -> Result<()> {
     let mut bench = Bench::from_args("efa");
     let quick = bench.options().round_time().as_millis() < 50;
     for provider in providers() {
-        for nics in [1, 16] {
+        let cards = common::efa_cards().len();
+        let counts: &[usize] = if cards > 0 { &[1, 4, 16] } else { &[1, 16] };
+        for &nics in counts.iter().filter(|&&nics| cards == 0 || nics <= cards) {
             measure(&mut bench, provider, nics, quick)?;
         }
         doorbells(&mut bench, provider)?;

@@ -6,7 +6,6 @@ mod bare;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use std::collections::VecDeque;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -27,16 +26,46 @@ const PACE: Pace = Pace::of(100_000);
 /// Slices that wait or are in flight on each lane meanwhile: choosing among idle ones would be too easy.
 const BACKLOG: usize = 16;
 
+/// What is in flight on a lane, in order: a ring that costs next to nothing, because it is not the scheduler's.
+struct Flying {
+    tokens: [Token; Self::MOST],
+    first: usize,
+    end: usize,
+}
+
+impl Flying {
+    const MOST: usize = 4 * BACKLOG;
+
+    const fn new() -> Self {
+        Self { tokens: [Token::from_raw(0); Self::MOST], first: 0, end: 0 }
+    }
+
+    fn push(&mut self, token: Token) {
+        self.tokens[self.end % Self::MOST] = token;
+        self.end += 1;
+        assert!(self.end - self.first <= Self::MOST, "the lanes are out of balance");
+    }
+
+    /// The oldest, if there are more than so many.
+    fn pop_beyond(&mut self, count: usize) -> Option<Token> {
+        (self.end - self.first > count).then(|| {
+            self.first += 1;
+            self.tokens[(self.first - 1) % Self::MOST]
+        })
+    }
+}
+
 /// The scheduler's way of `count` slices of 64 KiB over 16 busy lanes: cut, choose, queue, post, end.
 #[inline(never)]
 fn way_of_slices(queues: &mut [Queue<(u32, u64)>], count: u64) {
     let chunk = |addr: u64| Some(Chunk { index: 0, before: addr, left: u64::MAX - addr });
     let mut loads = [0_u64; LANES];
-    let mut flying: Vec<VecDeque<Token>> = (0..LANES).map(|_| VecDeque::with_capacity(2 * BACKLOG)).collect();
+    let mut flying = [const { Flying::new() }; LANES];
     let mut chooser = Chooser::default();
     for number in 0..count {
         let page = Stretch { at: number << 17, len: 64 << 10 };
-        let cut = slice([page], [page], chunk, chunk, 1 << 20, |cut| {
+        let ends = std::iter::once(page);
+        let cut = slice(ends.clone(), ends, chunk, chunk, 1 << 20, |cut| {
             let lane = chooser.choose(
                 (1 << LANES) - 1,
                 number as usize % LANES,
@@ -49,15 +78,13 @@ fn way_of_slices(queues: &mut [Queue<(u32, u64)>], count: u64) {
             while let Some(token) = queues[lane].next(0) {
                 black_box(partner(lane, LANES, LANES, (1 << LANES) - 1, 0));
                 queues[lane].posted(token);
-                flying[lane].push_back(token);
+                flying[lane].push(token);
             }
         });
         black_box(cut.is_ok());
         // Every lane ends as many as it gets, by and by.
         let lane = number as usize % LANES;
-        if flying[lane].len() > BACKLOG
-            && let Some(token) = flying[lane].pop_front()
-        {
+        if let Some(token) = flying[lane].pop_beyond(BACKLOG) {
             black_box(queues[lane].end(token));
             loads[lane] -= (64 << 10) + PER_SLICE;
         }

@@ -26,14 +26,22 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let workspace = Workspace::load()?;
+    let mut launcher = launcher(&Workspace::load()?, args.system_libfabric)?.quiet();
+    if let Some(nics) = args.nics {
+        launcher = launcher.args(["--nics", &nics.to_string()]);
+    }
+    Err(launcher.args(["--profile", &args.profile, "--"]).args(&args.command).exec())
+}
+
+/// The program that starts commands on software cards, with the libfabric that they are to use.
+pub(crate) fn launcher(workspace: &Workspace, system_libfabric: bool) -> Result<Cmd> {
     Cmd::cargo("build")
         .args(["--quiet", "--package", "soft-efa", "--bin", "soft-efa"])
         .dir(root())
         .quiet()
         .run()?;
-    let mut launcher = Cmd::new(workspace.target_dir.join("debug/soft-efa")).quiet();
-    if !args.system_libfabric {
+    let mut launcher = Cmd::new(workspace.target_dir.join("debug/soft-efa"));
+    if !system_libfabric {
         let prefix = libfabric::install()?;
         for (name, value) in prefix.env() {
             launcher = launcher.env_quiet(name, value);
@@ -42,8 +50,5 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let path = std::iter::once(prefix.path().join("bin")).chain(std::env::split_paths(&path));
         launcher = launcher.env_quiet("PATH", std::env::join_paths(path)?);
     }
-    if let Some(nics) = args.nics {
-        launcher = launcher.args(["--nics", &nics.to_string()]);
-    }
-    Err(launcher.args(["--profile", &args.profile, "--"]).args(&args.command).exec())
+    Ok(launcher)
 }

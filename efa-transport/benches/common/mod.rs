@@ -396,9 +396,9 @@ fn read_block(line: &mut TcpStream) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Providers to measure: one of this machine's libfabric, and the software EFA cards where they have been set up.
+/// Providers to measure: those of this machine's libfabric, or EFA cards where there are any.
 pub(crate) fn providers() -> Vec<&'static str> {
-    if std::env::var("FI_PROVIDER").is_ok_and(|provider| provider == "efa") {
+    if !common::efa_cards().is_empty() {
         return vec!["efa/efa-direct"];
     }
     vec!["tcp;ofi_rxm", "net", "shm"]

@@ -1,7 +1,5 @@
 //! The slices of one NIC: queued in order, posted against credits, taken back when they end.
 
-use std::collections::VecDeque;
-
 /// The first pause of a flow whose peer's queue was full, in nanoseconds; doubled up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: u64 = 20_000;
 const LONGEST_PAUSE: u64 = 2_000_000;
@@ -48,10 +46,10 @@ pub struct Queue<T> {
     queued: usize,
     queued_bytes: u64,
     flows: Vec<Flow>,
-    /// Flows that have slices and are not paused, in turn.
-    ready: VecDeque<u32>,
-    /// The first of them; no flow's number if there is none.
+    /// Flows that have slices and are not paused stand in line: the first of them, or no flow's number; and the last, if there is
+    /// one.
     head: u32,
+    tail: u32,
     /// Flows whose provider's queue was full.
     paused: Vec<u32>,
     closed: bool,
@@ -81,13 +79,15 @@ struct Flow {
     state: FlowState,
     /// The pause that comes next.
     pause: u64,
+    /// The next flow in line, while this one stands there.
+    next: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FlowState {
     /// Nothing to post.
     Idle,
-    /// In `ready`.
+    /// In line.
     Ready,
     /// In `paused`, until then or until something completes.
     Paused { until: u64 },
@@ -95,7 +95,7 @@ enum FlowState {
 
 impl Flow {
     const fn new() -> Self {
-        Self { first: NONE, last: NONE, flying: 0, state: FlowState::Idle, pause: FIRST_PAUSE }
+        Self { first: NONE, last: NONE, flying: 0, state: FlowState::Idle, pause: FIRST_PAUSE, next: NONE }
     }
 
     #[inline]
@@ -120,8 +120,8 @@ impl<T> Queue<T> {
             queued: 0,
             queued_bytes: 0,
             flows: Vec::new(),
-            ready: VecDeque::new(),
             head: NONE,
+            tail: NONE,
             paused: Vec::new(),
             closed: false,
             line: Vec::new(),
@@ -263,8 +263,9 @@ impl<T> Queue<T> {
     /// room in the window for it.
     #[must_use]
     pub fn has_another(&self) -> bool {
-        let line = if self.ready.len() > 1 { self.ready.get(1) } else { self.ready.front() };
-        let next = line.and_then(|&flow| Some(self.flows.get(flow as usize)?.first));
+        let head = self.flows.get(self.head as usize);
+        let flow = head.and_then(|head| self.flows.get(head.next as usize)).or(head);
+        let next = flow.map(|flow| flow.first);
         let bytes = next.and_then(|index| self.slots.get(index as usize)).map(|slot| slot.bytes);
         !self.closed
             && self.in_flight < self.depth
@@ -283,7 +284,7 @@ impl<T> Queue<T> {
         let Some(flow) = self.flows.get_mut(index as usize) else { return };
         flow.pause = FIRST_PAUSE;
         // Alone in the line and with more to come, it stays where it is.
-        if self.ready.len() > 1 || flow.is_empty() {
+        if flow.next != NONE || flow.is_empty() {
             self.rotate(index);
         }
     }
@@ -435,35 +436,56 @@ impl<T> Queue<T> {
     }
 
     /// A flow gets in line.
+    #[inline]
     fn make_ready(&mut self, flow: u32) {
-        self.flows[flow as usize].state = FlowState::Ready;
-        self.ready.push_back(flow);
-        self.find_head();
-    }
-
-    fn find_head(&mut self) {
-        self.head = self.ready.front().copied().unwrap_or(NONE);
+        let entry = &mut self.flows[flow as usize];
+        (entry.state, entry.next) = (FlowState::Ready, NONE);
+        if self.head == NONE {
+            self.head = flow;
+        } else if let Some(last) = self.flows.get_mut(self.tail as usize) {
+            last.next = flow;
+        }
+        self.tail = flow;
     }
 
     /// The flow at the head of the line goes to its end, or out of it if it has nothing more.
+    #[inline]
     fn rotate(&mut self, flow: u32) {
         if self.head != flow {
             return;
         }
-        self.ready.pop_front();
+        self.drop_front(flow);
         let entry = &mut self.flows[flow as usize];
         if entry.is_empty() {
             entry.state = FlowState::Idle;
         } else {
-            self.ready.push_back(flow);
+            self.make_ready(flow);
         }
-        self.find_head();
     }
 
+    #[inline]
     fn drop_front(&mut self, flow: u32) {
         if self.head == flow {
-            self.ready.pop_front();
-            self.find_head();
+            self.head = self.flows[flow as usize].next;
+        }
+    }
+
+    /// Takes a flow out of the line, wherever it stands.
+    fn leave_line(&mut self, flow: u32) {
+        if self.head == flow {
+            return self.drop_front(flow);
+        }
+        let after = self.flows[flow as usize].next;
+        let mut at = self.head;
+        while let Some(entry) = self.flows.get_mut(at as usize) {
+            if entry.next == flow {
+                entry.next = after;
+                if self.tail == flow {
+                    self.tail = at;
+                }
+                return;
+            }
+            at = entry.next;
         }
     }
 
@@ -472,10 +494,7 @@ impl<T> Queue<T> {
         let state = std::mem::replace(&mut self.flows[flow as usize].state, FlowState::Idle);
         match state {
             FlowState::Idle => {}
-            FlowState::Ready => {
-                self.ready.retain(|&f| f != flow);
-                self.find_head();
-            }
+            FlowState::Ready => self.leave_line(flow),
             FlowState::Paused { .. } => self.paused.retain(|&f| f != flow),
         }
     }

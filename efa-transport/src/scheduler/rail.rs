@@ -73,10 +73,11 @@ pub fn least_loaded(eligible: Set, turn: usize, cost: impl FnMut(usize) -> u64) 
     two_least(eligible, turn, cost).map(|least| least.nic)
 }
 
-/// The cheapest NIC, what it costs, and what the next one does.
+/// The cheapest NIC and what it costs, and the same of the next one. If there is one only, that one is next, too.
 struct Least {
     nic: usize,
     cost: u64,
+    next_nic: usize,
     next: u64,
 }
 
@@ -88,16 +89,17 @@ fn two_least(eligible: Set, turn: usize, mut cost: impl FnMut(usize) -> u64) -> 
     // Two words rather than one long one: most machines need the first only.
     let (low, high) = (eligible as u64, (eligible >> 64) as u64);
     let turn = turn % 128;
-    let mut least = Least { nic: eligible.trailing_zeros() as usize, cost: u64::MAX, next: u64::MAX };
+    let first = eligible.trailing_zeros() as usize;
+    let mut least = Least { nic: first, cost: u64::MAX, next_nic: first, next: u64::MAX };
     let mut look = |mut word: u64, base: usize| {
         while word != 0 {
             let nic = base + word.trailing_zeros() as usize;
             word &= word - 1;
             let cost = cost(nic);
             if cost < least.cost {
-                least = Least { nic, cost, next: least.cost };
+                least = Least { nic, cost, next_nic: least.nic, next: least.cost };
             } else if cost < least.next {
-                least.next = cost;
+                (least.next_nic, least.next) = (nic, cost);
             }
         }
     };
@@ -116,13 +118,16 @@ fn two_least(eligible: Set, turn: usize, mut cost: impl FnMut(usize) -> u64) -> 
 }
 
 /// Chooses NICs for the slices of one batch. Looks at all of them only when it has to: the NIC that was chosen stays the right
-/// one until it has got so much that another is as good, or, when all have plenty waiting, an eighth more than that.
+/// one until it has got so much that another is as good, or, when all have plenty waiting, an eighth more than that. Then the
+/// next best of the same look has its turn, on the same terms.
 #[derive(Debug, Default)]
 pub struct Chooser {
     eligible: Set,
     nic: usize,
     /// What the NIC may still get, in units of [`cost`].
     room: u64,
+    /// The next best and what it costs, unless it has had its turn.
+    next: Option<(usize, u64)>,
 }
 
 impl Chooser {
@@ -136,18 +141,29 @@ impl Chooser {
         cost: impl FnMut(usize) -> u64,
     ) -> Option<usize> {
         if eligible == self.eligible {
-            let own = own(self.nic);
-            if own <= self.room {
-                self.room -= own;
+            let its_own = own(self.nic);
+            if its_own <= self.room {
+                self.room -= its_own;
                 return Some(self.nic);
+            }
+            if let Some((nic, cost)) = self.next.take() {
+                // The others cost as much at least, this one with the slice.
+                (self.nic, self.room) = (nic, cost.saturating_sub(own(nic)) / 8);
+                return Some(nic);
             }
         }
         let least = two_least(eligible, turn, cost)?;
         // Both costs hold the slice itself.
-        let next = if least.next == u64::MAX { least.cost } else { least.next };
+        let alone = least.next == u64::MAX;
+        let next = if alone { least.cost } else { least.next };
         let ahead = next - least.cost;
         let waiting = next.saturating_sub(own(least.nic));
-        *self = Self { eligible, nic: least.nic, room: ahead.max(waiting / 8) };
+        *self = Self {
+            eligible,
+            nic: least.nic,
+            room: ahead.max(waiting / 8),
+            next: (!alone).then_some((least.next_nic, least.next)),
+        };
         Some(least.nic)
     }
 }

@@ -339,7 +339,7 @@ fn a_card_that_fails_is_left_out_until_its_time_is_over() {
         assert_eq!(used(8), 0, "set aside");
         // Its time is over; it still fails, and is set aside at once.
         stand.advance(Duration::from_millis(60));
-        assert_eq!(used(8), 1, "one attempt finds that out");
+        assert!((1..=2).contains(&used(8)), "one batch finds that out");
         assert!(!stand.core().lanes[2].is_usable(stand.now()));
         // It works again.
         stand.advance(Duration::from_secs(1));
