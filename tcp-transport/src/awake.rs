@@ -52,13 +52,16 @@ impl Callers {
 
     /// One more; says whether it may stay awake.
     fn come(&self) -> bool {
-        let now = Coarse::now();
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let mut crowded = lock(&self.crowded);
         if before >= Self::most() {
-            *crowded = Some(now);
+            *lock(&self.crowded) = Some(Coarse::now());
         }
-        crowded.is_none_or(|then| now.since(then) >= AFTER_A_CROWD)
+        !self.are_a_crowd()
+    }
+
+    /// Whether there have been too many of them lately.
+    fn are_a_crowd(&self) -> bool {
+        lock(&self.crowded).is_some_and(|then| Coarse::now().since(then) < AFTER_A_CROWD)
     }
 
     fn are_too_many(&self) -> bool {
@@ -68,6 +71,11 @@ impl Callers {
     fn go(&self) {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Whether more callers have been waiting for copies lately than may stay awake.
+pub(crate) fn is_crowded() -> bool {
+    CALLERS.are_a_crowd()
 }
 
 /// See the module.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
+use crate::awake::Awake;
 use crate::initiator::Leavings;
 use crate::lane::Lane;
 use crate::memory::OwnedMemory;
@@ -486,6 +487,78 @@ fn what_comes_after_the_end_ends() {
             peer.flush(&touched, true);
             assert!(batch.has_ended() && peer.is_idle());
             assert!(kept.is_none_or(|handle| matches!(handle.poll(), Some(Err(crate::Error::ShutDown)))));
+        }
+    });
+}
+
+/// Sets where the calling thread, and those that it starts, may run.
+fn run_on(cores: impl IntoIterator<Item = usize>) {
+    let mut set = rustix::thread::CpuSet::new();
+    cores.into_iter().for_each(|core| set.set(core));
+    rustix::thread::sched_setaffinity(None, &set).unwrap();
+}
+
+fn cores() -> Vec<usize> {
+    let set = rustix::thread::sched_getaffinity(None).unwrap();
+    (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect()
+}
+
+/// A lane knows on which core the peer's thread copies for it.
+#[test]
+fn a_lane_knows_where_its_peer_copies() {
+    bounded(|| {
+        let all = cores();
+        for &core in &all {
+            run_on([core]);
+            let world = World::build(1, 8, |b| b.same_host(true).stay_awake(true), |b| b);
+            run_on(all.clone());
+            let [lane] = world.idle_lanes();
+            assert!(!all.iter().any(|&core| lane.is_copied_on(core)), "nothing has been copied");
+            world.write(1 << 20).wait().unwrap();
+            assert!(lane.is_copied_on(core));
+        }
+    });
+}
+
+/// Among many, a caller takes the lane that is copied for on its own core; alone, it does not look.
+#[test]
+fn one_of_many_callers_keeps_to_its_core() {
+    if cores().len() < 2 {
+        return eprintln!("SKIP: one_of_many_callers_keeps_to_its_core: one core");
+    }
+    bounded(|| {
+        let all = cores();
+        let whole = |b: Builder| b.same_host(true).stay_awake(true).stripe_bytes(1 << 20);
+        let world = World::build(3, 8, whole, |b| b);
+        let lanes = world.idle_lanes::<3>();
+        let lane_taken = || {
+            let handle = world.write(100_000);
+            let taken = lanes.iter().position(|lane| lane.in_flight() > 0).unwrap();
+            handle.wait().unwrap();
+            taken
+        };
+        let home = lane_taken();
+        run_on([all[0]]);
+        for near in 0..3 {
+            let place = || (0..3).for_each(|n| lanes[n].set_copied_on(all[usize::from(n != near)]));
+            let crowd: Vec<_> = (0..=all.len()).map(|_| Awake::for_a_copy(1)).collect();
+            place();
+            assert_eq!(lane_taken(), near);
+            place();
+            assert!(lanes[near].try_drive(), "another caller has it");
+            assert_ne!(lane_taken(), near);
+            lanes[near].stop_driving();
+            drop(crowd);
+            // Other tests may make a crowd meanwhile, which would be seen for a while.
+            let alone = loop {
+                until(|| !crate::awake::is_crowded());
+                place();
+                let taken = lane_taken();
+                if !crate::awake::is_crowded() {
+                    break taken;
+                }
+            };
+            assert_eq!(alone, home);
         }
     });
 }

@@ -62,6 +62,8 @@ pub(crate) struct Lane {
     been_up: AtomicBool,
     /// The peer copies between the processes for requests on this lane.
     host: AtomicBool,
+    /// The core on which the last answer to a copy was sent, which is where the peer's thread copies; none is `usize::MAX`.
+    copied_on: AtomicUsize,
     limits: Window,
 }
 
@@ -128,6 +130,7 @@ impl Lane {
             draining: AtomicBool::new(false),
             been_up: AtomicBool::new(false),
             host: AtomicBool::new(false),
+            copied_on: AtomicUsize::new(usize::MAX),
             limits,
         })
     }
@@ -211,6 +214,15 @@ impl Lane {
         let initiator = &core.initiator;
         initiator.in_flight() < self.limits.requests
             && (initiator.bytes_in_flight() == 0 || initiator.bytes_in_flight() + bytes <= self.limits.bytes)
+    }
+
+    /// Whether the peer's thread for this lane was seen to copy on this core.
+    pub(crate) fn is_copied_on(&self, core: usize) -> bool {
+        self.copied_on.load(Ordering::Relaxed) == core
+    }
+
+    pub(crate) fn set_copied_on(&self, core: usize) {
+        self.copied_on.store(core, Ordering::Relaxed);
     }
 
     /// To be called before the core is let go of, after anything may have changed.
@@ -398,6 +410,11 @@ impl Lane {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(format!("receiving: {e}")),
             };
+            if copying > 0
+                && let Ok(core) = rustix::net::sockopt::socket_incoming_cpu(&self.socket)
+            {
+                self.set_copied_on(core as usize);
+            }
             let mut core = self.core();
             core.driver_sends = true;
             let mut result = core.take_in(&room[..n]);

@@ -273,10 +273,14 @@ impl PeerInner {
     }
 
     /// How `total` bytes are spread over the lanes. Those that another caller is driving, who waits for what is on them, are left
-    /// to it: two callers on one lane only stand in each other's way.
+    /// to it: two callers on one lane only stand in each other's way. Where callers take turns with those who copy for them, it is best
+    /// done on one core: waking the caller then takes no interrupt of another core, on which it would have to wait for another copy.
     pub(crate) fn spread(state: &PeerState, total: u64, stripe: u64) -> Share {
+        let core = (Self::is_host(state) && crate::awake::is_crowded()).then(rustix::thread::sched_getcpu);
+        let near =
+            |n: usize| core.is_some_and(|core| state.lanes.get(n).is_some_and(|l| l.is_copied_on(core)));
         let free = |n: usize| state.lanes.get(n).is_some_and(|l| l.is_usable() && !l.is_driven());
-        Share::spread(total, state.lanes.len(), free, stripe)
+        Share::spread(total, state.lanes.len(), free, near, stripe)
     }
 
     /// Whether the peer copies between the two processes.

@@ -45,15 +45,21 @@ impl Share {
         Self { lane: thread_number(), bytes: 0, quota: u64::MAX, lanes: u32::MAX }
     }
 
-    /// `total` bytes over those of these `count` lanes that are free, but not in smaller parts than `stripe`. Where none is free,
-    /// all on the lane of the calling thread.
-    pub(crate) fn spread(total: u64, count: usize, free: impl Fn(usize) -> bool, stripe: u64) -> Self {
+    /// `total` bytes over those of these `count` lanes that are free, beginning with one that is near, but not in smaller parts than
+    /// `stripe`. Where none is free, all on the lane of the calling thread.
+    pub(crate) fn spread(
+        total: u64,
+        count: usize,
+        free: impl Fn(usize) -> bool,
+        near: impl Fn(usize) -> bool,
+        stripe: u64,
+    ) -> Self {
         let count = count.max(1);
         let home = thread_number() % count;
         let lanes = (0..count.min(MAX_LANES)).filter(|&n| free(n)).fold(0_u32, |all, n| all | 1 << n);
         let lanes = if lanes == 0 { 1 << home } else { lanes };
-        let first =
-            (0..count).map(|step| (home + step) % count).find(|n| lanes & 1 << n != 0).unwrap_or(home);
+        let turns = || (0..count).map(|step| (home + step) % count).filter(|n| lanes & 1 << n != 0);
+        let first = turns().find(|&n| near(n)).or_else(|| turns().next()).unwrap_or(home);
         let quota = total.div_ceil(u64::from(lanes.count_ones())).max(stripe);
         Self { lane: first, bytes: 0, quota, lanes }
     }
@@ -111,11 +117,14 @@ mod tests {
     }
 
     proptest! {
-        /// A submission goes on free lanes alone, evenly, in parts of at least a stripe; on one lane where none is free.
+        /// A submission goes on free lanes alone, a near one first, evenly, in parts of at least a stripe; on one lane where none is free.
         #[test]
-        fn only_free_lanes_get_a_part(count in 1_usize..=MAX_LANES, free: u32, slices in 1_usize..200, stripe in 0_u64..50_000) {
+        fn only_free_lanes_get_a_part(count in 1_usize..=MAX_LANES, free: u32, near: u32, slices in 1_usize..200, stripe in 0_u64..50_000) {
             let is_free = |n: usize| free & 1 << n != 0;
-            let parts = parts(Share::spread(slices as u64 * 1000, count, is_free, stripe), count, slices);
+            let is_near = |n: usize| near & 1 << n != 0;
+            let mut share = Share::spread(slices as u64 * 1000, count, is_free, is_near, stripe);
+            let first = share.turn(count);
+            let parts = parts(share, count, slices);
             let used: Vec<_> = (0..count).filter(|&n| parts[n] > 0).collect();
             let open = (0..count).filter(|&n| is_free(n)).count();
             if open == 0 {
@@ -123,6 +132,8 @@ mod tests {
                 return Ok(());
             }
             prop_assert!(used.iter().all(|&n| is_free(n)), "{:?} of {:?}", used, free);
+            // One of those that are near, if it is free.
+            prop_assert!(is_free(first) && (is_near(first) || !(0..count).any(|n| is_free(n) && is_near(n))));
             let quota = (slices as u64 * 1000).div_ceil(open as u64).max(stripe);
             prop_assert!(parts.iter().all(|&p| p < quota + 1000), "{:?}", parts);
             prop_assert!(parts.iter().filter(|&&p| p > 0 && p < stripe).count() <= 1, "{:?}", parts);

@@ -204,7 +204,7 @@ impl PeerInner {
         let hopeless =
             matches!(error, Error::Authentication { .. } | Error::Protocol { .. }) && state.lanes.is_empty();
         let mut ended = Vec::new();
-        if hopeless || self.context.is_stopped() {
+        if hopeless {
             ended.extend(state.pending.drain(..));
             ended.append(&mut state.delayed);
             self.waiting.store(0, Ordering::Release);
@@ -232,14 +232,16 @@ impl PeerInner {
 
     /// Looks at deadlines and connects; from the home thread. Returns whether there is more to look at.
     pub(crate) fn tick(self: &Arc<Self>, now: Instant) -> bool {
+        if self.context.is_stopped() {
+            return false; // whoever closes the peer sees to everything
+        }
         let mut state = lock(&self.state);
-        let stopped = self.context.is_stopped();
         let mut ended = Vec::new();
         let detail = state.last_error.as_ref().map(ToString::to_string).unwrap_or_default();
         let timeout = |phase| Error::Timeout { peer: self.addr, phase, detail: detail.clone() };
         let phase =
             if state.lanes.is_empty() { "waiting for a connection" } else { "waiting for a free lane" };
-        let overdue = |s: &Slice| s.deadline <= now || stopped;
+        let overdue = |s: &Slice| s.deadline <= now;
         for _ in 0..state.pending.len() {
             let Some(slice) = state.pending.pop_front() else { break };
             if overdue(&slice) {
@@ -271,12 +273,6 @@ impl PeerInner {
                 }
             }
         }
-        if stopped {
-            for recovery in std::mem::take(&mut state.recovering) {
-                recovery.slices.iter().flat_map(|s| &s.ticket).for_each(Ticket::doubt);
-                ended.extend(recovery.slices.into_iter().map(|s| (s, Error::ShutDown)));
-            }
-        }
         let wanted = !state.pending.is_empty() || !state.recovering.is_empty() || !state.lanes.is_empty();
         let target = match (state.lanes.is_empty(), state.failures) {
             // One at a time until one succeeds.
@@ -284,7 +280,7 @@ impl PeerInner {
             (false, _) => self.context.settings.lanes,
         };
         let mut dials = 0;
-        if wanted && !stopped && state.next_dial.is_none_or(|t| t <= now) {
+        if wanted && state.next_dial.is_none_or(|t| t <= now) {
             dials = target.saturating_sub(state.lanes.len() + state.dialling);
             state.dialling += dials;
         }
@@ -294,13 +290,13 @@ impl PeerInner {
             || (!state.lanes.is_empty() && state.lanes.len() < self.context.settings.lanes);
         drop(state);
         for (slice, error) in ended {
-            self.end(slice, if stopped { Error::ShutDown } else { error });
+            self.end(slice, error);
         }
         for _ in 0..dials {
             self.context.next_io().send(Message::Dial(Arc::clone(self)));
         }
         self.dispatch();
-        more && !stopped
+        more
     }
 }
 
