@@ -511,7 +511,6 @@ impl LaneCore {
     pub(crate) fn push(&mut self, slice: &mut Slice, floor: u64) {
         if self.initiator.in_flight() == 0 {
             self.last_progress = Coarse::now();
-            self.pinged = false;
         }
         self.initiator.push(slice, floor);
     }

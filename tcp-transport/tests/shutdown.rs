@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use common::raw::{Acceptor, Liar, go_away, is_closed};
 use common::{Asker, Target, builder, pattern, soon, until};
 use tcp_transport::{
-    Access, Batch, BatchHandle, Error, Limits, OwnedMemory, Path, Peer, RegionDescriptor, Status, Transport,
+    Access, Batch, BatchHandle, Builder, Deadlines, Error, Limits, OwnedMemory, Path, Peer, RegionDescriptor,
+    Status, Transport,
 };
 
 const LEN: usize = 4096;
@@ -67,8 +68,36 @@ impl World {
     }
 }
 
+/// Whoever never gives up on a lane, so that what nobody takes off a socket is not asked for once more.
+fn patient() -> Builder {
+    builder().deadlines(Deadlines { stall: LONG, ..Deadlines::default() })
+}
+
 fn is_shut_down(handle: &BatchHandle) -> bool {
     matches!(handle.poll(), Some(Err(Error::ShutDown)))
+}
+
+/// Nothing else is going on: what waits for a lane to be superseded is waited for all the same.
+#[test]
+fn a_request_that_has_lost_its_lane_is_waited_for() {
+    let world = World::new();
+    let handle = world.write(1);
+    assert!(handle.poll().is_none());
+    let mut first = world.acceptor.lane();
+    let write = first.asked();
+    let leaving = world.leave(LONG);
+    first.close();
+    until("it is lost", || world.asker.transport.statistics().lanes_lost == 1);
+    let mut second = world.acceptor.lane();
+    let question = second.asked();
+    assert_eq!(question.kind, SUPERSEDE);
+    second.answer(question.id, 0);
+    let again = second.asked();
+    assert_eq!((again.kind, again.meta), (write.kind, write.meta));
+    second.answer(again.id, 0);
+    leaving.join().unwrap();
+    assert!(matches!(handle.poll(), Some(Ok(()))) && handle.quiesced(soon()));
+    world.ended(1, 0);
 }
 
 /// Two are on the lane, one waits for room there: all are repeated elsewhere, those that may have arrived after the end of the lane
@@ -216,7 +245,7 @@ fn what_is_on_a_lane_that_goes_away_can_be_ended() {
 fn what_waits_for_room_is_finished() {
     let target = Target::new(builder(), 1 << 20);
     let limits = Limits { lane_requests: 4, ..Limits::default() };
-    let asker = Asker::new(builder().lanes(2).limits(limits), 1 << 20);
+    let asker = Asker::new(patient().lanes(2).limits(limits), 1 << 20);
     let peer = asker.transport.peer(target.addr()).unwrap();
     peer.connect(soon()).unwrap();
     let bytes = pattern(1 << 20, 3);
@@ -231,11 +260,56 @@ fn what_waits_for_room_is_finished() {
     assert_eq!(asker.transport.statistics().requests_done, 257);
 }
 
+/// There is no lane yet, and nothing has been sent.
+#[test]
+fn what_waits_for_a_connection_is_finished() {
+    let world = World::new();
+    let handle = world.write(100);
+    let leaving = world.leave(LONG);
+    let mut lane = world.acceptor.lane();
+    let write = lane.asked();
+    assert_eq!((write.kind, write.payload.len()), (WRITE, 100));
+    assert!(!leaving.is_finished());
+    lane.answer(write.id, 0);
+    leaving.join().unwrap();
+    assert!(matches!(handle.poll(), Some(Ok(()))) && handle.quiesced(soon()));
+    world.ended(1, 0);
+}
+
+/// One has been sent in part, the other waits behind it in the same lane: that one nobody has seen.
+#[test]
+fn what_no_byte_was_sent_of_is_quiet() {
+    for shut_down in [true, false] {
+        let acceptor = Acceptor::new();
+        let limits = Limits { lane_bytes: u64::MAX, ..Limits::default() };
+        let asker = Asker::new(builder().lanes(1).limits(limits), 64 << 20);
+        let peer = asker.transport.peer(acceptor.addr()).unwrap();
+        let number = (64_u64 << 20).to_le_bytes();
+        let bytes = [[3; 16].as_slice(), &number, &number, &[3, 0, 0, 0, 0, 0, 0, 0]];
+        let remote = RegionDescriptor::from_bytes(&bytes.concat()).unwrap();
+        let [begun, behind] = [64_u64 << 20, 8].map(|len| {
+            let mut batch = Batch::new();
+            asker.write(&mut batch, &peer, remote, 0, len);
+            asker.transport.submit(&mut batch).unwrap()
+        });
+        let mut lane = acceptor.lane();
+        lane.stream.read_exact(&mut [0; 1000]).unwrap();
+        if shut_down {
+            asker.transport.shutdown(Instant::now());
+        } else {
+            peer.disconnect();
+        }
+        assert!(matches!(begun.poll(), Some(Err(_))) && matches!(behind.poll(), Some(Err(_))));
+        assert!(!begun.quiesced(Instant::now()));
+        assert!(behind.quiesced(Instant::now()), "nobody has seen it");
+    }
+}
+
 /// The answer is there, but nobody has taken it off the socket.
 #[test]
 fn nobody_has_to_wait_for_what_is_finished() {
     let target = Target::new(builder(), LEN);
-    let asker = Asker::new(builder(), LEN);
+    let asker = Asker::new(patient(), LEN);
     let peer = asker.transport.peer(target.addr()).unwrap();
     peer.connect(soon()).unwrap();
     let mut batch = Batch::new();
