@@ -16,7 +16,7 @@ use scripted_provider::{Control, Placed};
 use crate::clock::{BY_HAND, nanos};
 use crate::core::Core;
 use crate::descriptor::Descriptor;
-use crate::{Access, Batch, BatchHandle, Config, Event, PeerId, Provider, Region, Request, Transport};
+use crate::{Access, Batch, BatchHandle, Config, Event, PeerId, Provider, Region, Request, Shape, Transport};
 
 const EIO: i32 = 5;
 /// Bytes of each request.
@@ -101,6 +101,17 @@ impl Stand {
             let at = self.region.addr() + number % BLOCKS * BLOCK;
             batch.push(Request::write(to, &self.region, at, at, BLOCK)).unwrap();
         }
+        batch.set_deadline(limit);
+        batch
+    }
+
+    /// One request of so many pieces, that touch neither each other nor anything else.
+    fn scattered(&self, to: PeerId, pieces: u64, limit: Duration) -> Batch {
+        let at = self.region.addr();
+        let places: Vec<(u64, u64)> = (0..pieces).map(|piece| (at + piece % BLOCKS * BLOCK, 8)).collect();
+        let mut batch = Batch::new();
+        let request = Request::write(to, &self.region, at, at, 8 * pieces);
+        batch.push(Request { remote_shape: Shape::Scatter(&places), ..request }).unwrap();
         batch.set_deadline(limit);
         batch
     }

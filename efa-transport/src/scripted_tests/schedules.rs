@@ -9,6 +9,7 @@ use scripted_provider::{Answer, Call, Control};
 
 use super::scripted::scripted;
 use super::{EIO, Stand};
+use crate::clock::nanos;
 use crate::{BatchHandle, PeerId, Status};
 
 const NICS: usize = 3;
@@ -20,11 +21,7 @@ const ETIMEDOUT: i32 = 110;
 #[derive(Debug, Clone, Copy)]
 enum Act {
     /// A batch to one of the peers.
-    Submit {
-        to: usize,
-        requests: u64,
-        limit_ms: u64,
-    },
+    Submit(Submit),
     /// The latest batch is not wanted any more.
     Cancel,
     Drive,
@@ -69,7 +66,7 @@ fn act() -> impl Strategy<Value = Act> {
         (0..5_u32).prop_map(|after| Answer::Error { errno: ETIMEDOUT, provider_errno: 0, after }),
     ];
     prop_oneof![
-        6 => (0..2_usize, 1..40_u64, 1..200_u64).prop_map(|(to, requests, limit_ms)| Act::Submit { to, requests, limit_ms }),
+        6 => submit(),
         1 => Just(Act::Cancel),
         5 => Just(Act::Drive),
         4 => (0..120_u64).prop_map(|ms| Act::Advance { ms }),
@@ -82,6 +79,24 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Submit {
+    to: usize,
+    /// So many requests, or one of so many pieces.
+    slices: u64,
+    scattered: bool,
+    immediate: bool,
+    limit_ms: u64,
+}
+
+fn submit() -> impl Strategy<Value = Act> {
+    (0..2_usize, 1..40_u64, any::<bool>(), any::<bool>(), 1..200_u64).prop_map(
+        |(to, slices, scattered, immediate, limit_ms)| {
+            Act::Submit(Submit { to, slices, scattered, immediate, limit_ms })
+        },
+    )
+}
+
 /// A peer as the test knows it. Its keys say which of its lives and descriptors they are of.
 struct Known {
     id: PeerId,
@@ -92,7 +107,7 @@ struct Known {
 
 struct Flight {
     handle: BatchHandle,
-    requests: u64,
+    immediate: bool,
     deadline: u64,
     /// How each had ended when it was last looked at.
     ended: Vec<Option<bool>>,
@@ -106,13 +121,24 @@ struct Schedule<'a> {
     next_keys: u64,
     flights: Vec<Flight>,
     submitted: u64,
+    slices: u64,
+    /// Requests that carry one.
+    immediates: usize,
 }
 
 impl<'a> Schedule<'a> {
     fn new(stand: &'a Stand) -> Self {
         let known = Vec::new();
-        let mut new =
-            Self { stand, known, lives: HashMap::new(), next_keys: 1000, flights: Vec::new(), submitted: 0 };
+        let mut new = Self {
+            stand,
+            known,
+            lives: HashMap::new(),
+            next_keys: 1000,
+            flights: Vec::new(),
+            submitted: 0,
+            slices: 0,
+            immediates: 0,
+        };
         for name in NAMES {
             let keys = new.fresh_keys();
             let life = (keys, 1);
@@ -141,18 +167,30 @@ impl<'a> Schedule<'a> {
         let Stand { control, transport, .. } = self.stand;
         let core = self.stand.core();
         match act {
-            Act::Submit { to, requests, limit_ms } => {
+            Act::Submit(submit) => {
                 let aside: Vec<u64> = (0..NICS)
                     .filter(|&lane| !core.lanes[lane].is_usable(self.stand.now()))
                     .map(|lane| self.stand.endpoint_of(lane))
                     .collect();
                 let before = control.placed().len();
-                let limit = Duration::from_millis(limit_ms);
-                let deadline = self.stand.now() + 1_000_000 * limit_ms;
-                let handle = self.stand.send(self.known[to].id, requests, limit);
-                self.submitted += requests;
-                let ended = vec![None; requests as usize];
-                self.flights.push(Flight { handle, requests, deadline, ended });
+                let limit = Duration::from_millis(submit.limit_ms);
+                let deadline = self.stand.now() + nanos(limit);
+                let to = self.known[submit.to].id;
+                let mut batch = if submit.scattered {
+                    self.stand.scattered(to, submit.slices, limit)
+                } else {
+                    self.stand.requests(to, submit.slices, limit)
+                };
+                let requests = batch.requests.len();
+                if submit.immediate {
+                    batch.requests.iter_mut().for_each(|request| request.immediate = Some(7));
+                    self.immediates += requests;
+                }
+                let handle = transport.submit(&mut batch).unwrap();
+                self.slices += submit.slices;
+                self.submitted += requests as u64;
+                let ended = vec![None; requests];
+                self.flights.push(Flight { handle, immediate: submit.immediate, deadline, ended });
                 let placed = self.stand.placed_since(before);
                 // If all are set aside in the end, all are used.
                 if core.lanes.iter().any(|lane| lane.is_usable(self.stand.now())) {
@@ -242,10 +280,19 @@ impl<'a> Schedule<'a> {
         }
         self.look()?;
         let attempts = control.counts().accepted;
-        prop_assert!(attempts <= self.submitted * u64::from(RETRIES + 1), "{} attempts", attempts);
+        prop_assert!(attempts <= self.slices * u64::from(RETRIES + 1), "{} attempts", attempts);
         for flight in &self.flights {
-            prop_assert!(flight.handle.quiesced(std::time::Instant::now()), "{} requests", flight.requests);
+            prop_assert!(
+                flight.handle.quiesced(std::time::Instant::now()),
+                "{} requests",
+                flight.ended.len()
+            );
         }
+        // None twice, and none left out.
+        let arrived = control.placed().iter().filter(|placed| placed.immediate).count();
+        let with = self.flights.iter().filter(|flight| flight.immediate);
+        let wanted = with.flat_map(|flight| &flight.ended).filter(|ended| **ended == Some(true)).count();
+        prop_assert!((wanted..=self.immediates).contains(&arrived), "{} immediates posted", arrived);
         let before = self.stand.transport.statistics();
         let done = self
             .flights
