@@ -23,7 +23,10 @@ use crate::watch::Watch;
 /// Readings without a result before a thread yields the processor: of many operations the next one ends soon.
 pub(crate) const SPINS: u32 = 8;
 /// The same for a thread that waits for a single one. The peer may have to do something first, on this very processor.
-pub(crate) const SPINS_ALONE: u32 = 2;
+const SPINS_ALONE: u32 = 2;
+/// … where there are no wait objects: a peer that answers looks without a pause too, on a processor of its own more likely than on
+/// this one, and what it does takes as long as some readings. To yield costs several.
+const SPINS_ALONE_ON_TIMER: u32 = 16;
 /// … before it stops yielding the processor and sleeps.
 pub(crate) const YIELDS: u32 = 256;
 /// The longest sleep on wait objects. Handshakes wake it; this is for deadlines and for providers that forget to.
@@ -90,6 +93,12 @@ impl Parking {
             Ok((events, _)) => events.iter().fold(0, |set, event| set | 1 << (event.data.u64() & 127)),
             Err(_) => 0,
         }
+    }
+
+    /// How often a thread that waits for a single operation reads in vain before it yields.
+    #[inline]
+    pub(crate) const fn spins_alone(&self) -> u32 {
+        if self.queues.is_some() { SPINS_ALONE } else { SPINS_ALONE_ON_TIMER }
     }
 
     /// Sleeps until a completion queue has something (if `queues`), the bell rings (if `bell`), or the time is over.

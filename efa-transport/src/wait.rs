@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::idle::Idler;
 use crate::lane::Lane;
 use crate::peer::PeerId;
-use crate::progress::{SPINS, SPINS_ALONE, YIELDS};
+use crate::progress::{SPINS, YIELDS};
 
 impl Core {
     pub(crate) fn peer_quiesced(&self, id: PeerId, deadline: Instant) -> Result<bool, Error> {
@@ -41,7 +41,7 @@ impl Core {
         let mut quiet = 0_u32;
         let mut idler = None;
         let mut lively = 0_u32;
-        let spins = if state.is_alone() { SPINS_ALONE } else { SPINS };
+        let spins = if state.is_alone() { self.parking.spins_alone() } else { SPINS };
         let outcome = loop {
             if done(state) {
                 break true;
