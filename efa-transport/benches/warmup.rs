@@ -48,9 +48,11 @@ fn main() -> Result<()> {
         let new = |op| Submits { op, first: Latencies::new(), steady: Latencies::new() };
         let mut submits = [new(Op::Write), new(Op::Read)];
         let (mut rails, mut pairs) = (0, 0);
+        // What the other way takes without its questions.
+        let mut unasked = Latencies::new();
         bench.case(format!("step=warm_up {case}")).compare(
             Metric::Time,
-            "one pair after the other, all 256",
+            "a question and an operation for each of the 256 pairs",
             || {
                 // Everything fresh: processes, endpoints, connections.
                 let transport = Transport::open(common::config(provider, CARDS, "initiator"))?;
@@ -86,19 +88,31 @@ fn main() -> Result<()> {
             },
             || {
                 // One endpoint for each of the 256 pairs would be more than any card has to connect; sixteen bare cards, each
-                // connected by one operation, sixteen times over, are the round trips that the other way takes. What it has to ask
-                // the peer before each of them is left out.
+                // connected by one operation, sixteen times over, are what the other way takes, and a question to the peer for each
+                // pair: ours asks as well, and its question is in its time. Here it is one byte to a thread that waits for it.
                 let mut bare = Bare::apart(provider, CARDS, LEN)?;
                 let start = Instant::now();
                 bare.connect()?;
+                let connected = Instant::now();
+                for _ in 1..CARDS * CARDS {
+                    bare.ask()?;
+                }
+                // The last question.
+                bare.go()?;
+                let asking = connected.elapsed();
                 for _ in 0..CARDS {
                     for card in 0..CARDS {
                         bare.one(card, false, 8)?;
                     }
                 }
-                Ok(milliseconds(start))
+                let took = start.elapsed();
+                unasked.record(took.saturating_sub(asking));
+                Ok(took.as_secs_f64() * 1e3)
             },
         )?;
+        if !unasked.is_empty() {
+            eprintln!("{case}: the 256 pairs without their questions take {:.3} ms", unasked.p50_us() / 1e3);
+        }
         for Submits { op, first, steady } in submits.iter_mut().filter(|submits| !submits.first.is_empty()) {
             let op = if *op == Op::Write { "write" } else { "read" };
             eprintln!("{case}: {rails} rails warmed, {} first {op}s", first.len());

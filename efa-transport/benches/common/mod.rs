@@ -172,10 +172,11 @@ impl Bare {
     pub(crate) fn start(provider: &str, cards: usize, len: usize) -> Result<Self> {
         let mut bare = Self::apart(provider, cards, len)?;
         bare.connect()?;
+        bare.go()?;
         Ok(bare)
     }
 
-    /// The same, not connected yet.
+    /// The same, not connected yet; the target rests.
     pub(crate) fn apart(provider: &str, cards: usize, len: usize) -> Result<Self> {
         let rendezvous = Rendezvous::new(provider, cards, len)?;
         let child = Command::new(std::env::current_exe()?)
@@ -183,9 +184,8 @@ impl Bare {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()?;
-        let mut bare = rendezvous.pair(&memory(len)?, Some(child))?;
+        let bare = rendezvous.pair(&memory(len)?, Some(child))?;
         touch(bare.cards.first())?;
-        bare.go()?;
         Ok(bare)
     }
 
@@ -215,12 +215,18 @@ impl Bare {
     pub(crate) fn round(&mut self, round: impl FnOnce(&mut Self) -> Result<f64>) -> Result<f64> {
         self.go()?;
         let figure = round(self);
-        self.line.write_all(&[REST])?;
-        self.answer(REST)?;
+        self.ask()?;
         figure
     }
 
-    fn go(&mut self) -> Result<()> {
+    /// A message to the target and its answer, after which it rests. When it does already, that is what a question costs.
+    pub(crate) fn ask(&mut self) -> Result<()> {
+        self.line.write_all(&[REST])?;
+        self.answer(REST)
+    }
+
+    /// Wakes the target: from now on it makes progress without a pause.
+    pub(crate) fn go(&mut self) -> Result<()> {
         self.line.write_all(&[GO])?;
         self.answer(GO)
     }
