@@ -60,7 +60,7 @@ fn main() -> Result<()> {
                 let mut target = Target::start(provider, CARDS, "target", LEN);
                 region.write(0, &vec![1; LEN])?;
                 target.fill(1);
-                // Before the warm-up, because the first submit follows at once: a target goes to sleep after 50 µs without traffic, and
+                // Before the warm-up, because the first submit follows at once: a target goes to sleep 50 to 200 µs after the latest traffic, and
                 // is woken for the first request after any pause.
                 let (mut batch, mut later) = (Batch::new(), Latencies::new());
                 let start = Instant::now();
