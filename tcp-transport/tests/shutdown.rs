@@ -73,6 +73,12 @@ fn patient() -> Builder {
     builder().deadlines(Deadlines { stall: LONG, ..Deadlines::default() })
 }
 
+/// That it does not end can only be seen for a while.
+fn is_waiting(leaving: &JoinHandle<Instant>) {
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!leaving.is_finished());
+}
+
 fn is_shut_down(handle: &BatchHandle) -> bool {
     matches!(handle.poll(), Some(Err(Error::ShutDown)))
 }
@@ -88,6 +94,7 @@ fn a_request_that_has_lost_its_lane_is_waited_for() {
     let leaving = world.leave(LONG);
     first.close();
     until("it is lost", || world.asker.transport.statistics().lanes_lost == 1);
+    is_waiting(&leaving);
     let mut second = world.acceptor.lane();
     let question = second.asked();
     assert_eq!(question.kind, SUPERSEDE);
@@ -266,6 +273,7 @@ fn what_waits_for_a_connection_is_finished() {
     let world = World::new();
     let handle = world.write(100);
     let leaving = world.leave(LONG);
+    is_waiting(&leaving);
     let mut lane = world.acceptor.lane();
     let write = lane.asked();
     assert_eq!((write.kind, write.payload.len()), (WRITE, 100));
