@@ -251,11 +251,11 @@ impl Batch {
         peer: PeerId,
         region: Arc<RegionInner>,
         table: Arc<PeerTable>,
+        op: Op,
         (here, there): (u64, u64),
         len: u64,
     ) -> Self {
-        let stored =
-            Stored { op: Op::Write, peer, region, bytes: len, immediate: None, local: 0..1, remote: 0..1 };
+        let stored = Stored { op, peer, region, bytes: len, immediate: None, local: 0..1, remote: 0..1 };
         Self {
             requests: vec![stored],
             local: vec![Range { at: here, len }],

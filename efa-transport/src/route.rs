@@ -18,6 +18,10 @@ use crate::slice::{NONE, Piece};
 /// A lane with less than this waiting is not worth taking over from.
 const WORTH_TAKING: u64 = 64 << 10;
 
+/// Requests that are alone, one after another, between two changes of their lane: enough for most of them to find it warm, few
+/// enough for all lanes to have the same in the end.
+const STAY: usize = 16;
+
 /// Slices that are on their way to lanes.
 #[derive(Default)]
 pub(crate) struct Staging {
@@ -104,9 +108,24 @@ impl Core {
         if set == 0 { Set::MAX } else { set }
     }
 
-    /// Where ties between equally loaded lanes of a fabric begin: a place among them, which all fabrics have as many of.
+    /// Where ties between equally loaded lanes of a fabric begin: a place among them, which all fabrics have as many of. The next
+    /// one every time.
     pub(crate) fn next_turn(&self) -> usize {
-        self.turn.fetch_add(1, Ordering::Relaxed) % self.lanes.first().lanes.len()
+        self.place(self.turn.fetch_add(STAY, Ordering::Relaxed))
+    }
+
+    /// The same for a request that is alone. Those stay at a lane for a while: it is in the caches, and its connection is warm.
+    pub(crate) fn turn_of_one(&self) -> usize {
+        self.place(self.turn.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Where the next request that is alone would begin.
+    pub(crate) fn place_of_one(&self) -> usize {
+        self.place(self.turn.load(Ordering::Relaxed))
+    }
+
+    fn place(&self, turn: usize) -> usize {
+        turn / STAY % self.lanes.first().lanes.len()
     }
 
     /// The lanes that can carry a lot's slices: those that have its memory and are `usable`; none only if no lane has it.

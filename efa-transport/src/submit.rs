@@ -161,7 +161,7 @@ impl Core {
         let lane = if eligible.is_power_of_two() {
             Some(eligible.trailing_zeros() as usize)
         } else {
-            let turn = (&mut Chooser::default(), fabric.range.start + self.next_turn());
+            let turn = (&mut Chooser::default(), fabric.range.start + self.turn_of_one());
             self.choose(eligible, region.near, stored.bytes, turn, |_| 0)
         };
         let Some(lane) = lane.and_then(|lane| self.lanes.get(lane)) else { return false };
