@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::raw::{Acceptor, Served, answer, go_away, is_closed};
 use common::{Asker, builder, soon, until};
-use tcp_transport::{
-    Batch, BatchHandle, Deadlines, Error, Path, Peer, RegionDescriptor, SocketOptions, Status, Transport,
-};
+use tcp_transport::{Batch, BatchHandle, Deadlines, Error, Path, Peer, SocketOptions, Status, Transport};
 
 const LEN: usize = 1 << 20;
 
@@ -41,9 +39,7 @@ impl World {
 
     /// Writes so many bytes; an I/O thread is to see to it.
     fn write(&self, len: u64, limit: Duration) -> BatchHandle {
-        let number = (LEN as u64).to_le_bytes();
-        let bytes = [[3; 16].as_slice(), &number, &number, &[3, 0, 0, 0, 0, 0, 0, 0]];
-        let remote = RegionDescriptor::from_bytes(&bytes.concat()).unwrap();
+        let remote = Acceptor::region(LEN as u64);
         let mut batch = Batch::new();
         batch.set_deadline(limit);
         self.asker.write(&mut batch, &self.peer, remote, 0, len);

@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 use common::raw::{Acceptor, Liar, go_away, is_closed};
 use common::{Asker, Target, builder, pattern, soon, until};
 use tcp_transport::{
-    Access, Batch, BatchHandle, Builder, Deadlines, Error, Limits, OwnedMemory, Path, Peer, RegionDescriptor,
-    Status, Transport,
+    Access, Batch, BatchHandle, Builder, Deadlines, Error, Limits, OwnedMemory, Path, Peer, Status, Transport,
 };
 
 const LEN: usize = 4096;
@@ -38,12 +37,9 @@ impl World {
 
     /// Writes; nobody waits for it.
     fn write(&self, len: u64) -> BatchHandle {
-        let number = (LEN as u64).to_le_bytes();
-        let bytes = [[3; 16].as_slice(), &number, &number, &[3, 0, 0, 0, 0, 0, 0, 0]];
-        let remote = RegionDescriptor::from_bytes(&bytes.concat()).unwrap();
         let mut batch = Batch::new();
         batch.set_deadline(LONG);
-        self.asker.write(&mut batch, &self.peer, remote, 0, len);
+        self.asker.write(&mut batch, &self.peer, Acceptor::region(LEN as u64), 0, len);
         self.asker.transport.submit(&mut batch).unwrap()
     }
 
@@ -292,9 +288,7 @@ fn what_no_byte_was_sent_of_is_quiet() {
         let limits = Limits { lane_bytes: u64::MAX, ..Limits::default() };
         let asker = Asker::new(builder().lanes(1).limits(limits), 64 << 20);
         let peer = asker.transport.peer(acceptor.addr()).unwrap();
-        let number = (64_u64 << 20).to_le_bytes();
-        let bytes = [[3; 16].as_slice(), &number, &number, &[3, 0, 0, 0, 0, 0, 0, 0]];
-        let remote = RegionDescriptor::from_bytes(&bytes.concat()).unwrap();
+        let remote = Acceptor::region(64 << 20);
         let [begun, behind] = [64_u64 << 20, 8].map(|len| {
             let mut batch = Batch::new();
             asker.write(&mut batch, &peer, remote, 0, len);
