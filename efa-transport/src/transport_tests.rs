@@ -320,13 +320,13 @@ fn requests_that_are_alone_stay_with_a_nic_for_a_while_and_use_all_alike() {
         counts().iter().zip(before).map(|(after, before)| after - before).collect::<Vec<_>>()
     };
     // Somewhere in the middle of a stay.
-    send(21);
+    send(22);
     let before = counts();
     a.warm_up(peer, soon()).unwrap();
     let rehearsed = counts().iter().zip(before).position(|(after, before)| after - before == 4);
     let first = send(1).iter().position(|&slices| slices == 1);
     assert_eq!((first, rehearsed), (Some(1), Some(1)));
-    send(10);
+    assert_eq!(send(9), [0, 9, 0, 0]);
     let round = send(16 * NICS);
     assert_eq!(round, [16; NICS]);
 }
