@@ -141,8 +141,7 @@ enum What {
     Stream { op: Op, size: usize, count: usize },
     /// Pages of cache blocks, as an inference engine asks for them: the target must keep up although it has nothing to do itself.
     Pages { op: Op, size: usize, requests: usize },
-    /// The median time of so many requests, one after the other. As many before them are not counted: two threads that wake each
-    /// other begin on one processor, and it takes the kernel some milliseconds to give each its own.
+    /// The median time of so many requests, one after the other.
     Alone { repeat: usize },
 }
 
@@ -195,15 +194,7 @@ impl What {
                 size * requests * PAGES
             }
             Self::Alone { repeat } => {
-                let mut latencies = Latencies::new();
-                for index in 0..2 * repeat {
-                    let start = Instant::now();
-                    ours.stream(Op::Write, 4096, 1)?;
-                    if index >= repeat {
-                        latencies.record(start.elapsed());
-                    }
-                }
-                return Ok(latencies.p50_us());
+                return median_us(repeat, |_| ours.stream(Op::Write, 4096, 1));
             }
         };
         Ok(throughput_gb_per_s(bytes as u64, start.elapsed()))
@@ -223,19 +214,25 @@ impl What {
                 size * requests * PAGES
             }
             Self::Alone { repeat } => {
-                let mut latencies = Latencies::new();
-                for index in 0..2 * repeat {
-                    let start = Instant::now();
-                    bare.one(index % bare.cards(), true, 4096)?;
-                    if index >= repeat {
-                        latencies.record(start.elapsed());
-                    }
-                }
-                return Ok(latencies.p50_us());
+                return median_us(repeat, |index| bare.one(index % bare.cards(), true, 4096));
             }
         };
         Ok(throughput_gb_per_s(bytes as u64, start.elapsed()))
     }
+}
+
+/// The median time of so many requests, one after the other. As many before them are not counted: two threads that wake each
+/// other begin on one processor, and it takes the kernel some milliseconds to give each its own.
+fn median_us(repeat: usize, mut request: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    let mut latencies = Latencies::new();
+    for index in 0..2 * repeat {
+        let start = Instant::now();
+        request(index)?;
+        if index >= repeat {
+            latencies.record(start.elapsed());
+        }
+    }
+    Ok(latencies.p50_us())
 }
 
 /// A pair of each kind, with the same memory at both ends: the same two processes, that is. The bare one rests.

@@ -131,10 +131,9 @@ impl Core {
         let running = self.batches.lock().running();
         let of_former_life = |party: &Party| Arc::ptr_eq(&party.peer, peer) && party.table.epoch != epoch;
         for state in running {
-            let why = || "it has restarted".to_owned();
             state.fail_those(of_former_life, |party| Error::PeerStale {
                 peer: party.peer.name.clone(),
-                why: why(),
+                why: "it has restarted".into(),
             });
         }
         self.sweep();

@@ -6,8 +6,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::watch::Seen;
-
 /// The first sleep on the timer; doubled each time that nothing has happened.
 const FIRST: Duration = Duration::from_micros(20);
 /// The longest sleep on the timer: with what the kernel adds, first contact is still answered within 5 ms.
@@ -60,6 +58,19 @@ impl Usual {
         self.time = Some(if took < usual { took } else { usual + usual / 128 });
         false
     }
+}
+
+/// What a look has found, by a thread that [watches](crate::watch) its lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Seen {
+    /// Nothing, as the descriptors say.
+    Silence,
+    /// Nothing, although a descriptor says that something is there.
+    Nothing,
+    /// A reading took longer than it usually does.
+    Guess,
+    /// Something has happened.
+    Fact,
 }
 
 /// How a sleep on wait objects went.

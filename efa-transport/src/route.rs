@@ -264,7 +264,7 @@ impl Core {
     }
 
     /// Drives some lanes once, and tells after each of them what happened there.
-    #[inline(always)] // twice, each with one kind of lanes
+    #[inline(always)] // each caller has its own kind of lanes
     pub(crate) fn drive(&self, which: impl Fn(&Lane) -> bool, mut told: impl FnMut(&Lane, usize)) -> usize {
         let context = Context::new(self, None);
         let mut happened = 0;

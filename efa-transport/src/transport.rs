@@ -201,7 +201,8 @@ impl Transport {
 
     /// Completes one small operation over each rail that will be used, so that the first transfer does not wait for
     /// connections and handshakes. Blocks until they have ended, at most until the deadline. Idempotent. What the operations move
-    /// is memory that both sides keep for that; the last of them is a request like any other and is counted as one.
+    /// is memory that both sides keep for that. Over the rail that the first transfer would take go some requests like any other,
+    /// which are counted as such.
     ///
     /// # Errors
     /// [`Error::UnknownPeer`]; [`Error::PeerDown`] if not one rail works. Rails that fail while others work are in the answer.

@@ -53,7 +53,7 @@ impl Core {
             if let (Some(began), Some(idler)) = (began, &mut idler) {
                 Idler::read(idler, happened, began, Instant::now());
             }
-            if happened > 0 {
+            let is_time_to_look = if happened > 0 {
                 if quiet > 0 {
                     quiet = 0;
                     if let Some(idler) = &mut idler {
@@ -62,13 +62,12 @@ impl Core {
                 }
                 // What happens may be others' traffic, which need not pause before our time is over.
                 lively = lively.wrapping_add(1);
-                if !lively.is_multiple_of(64) {
-                    continue;
-                }
+                lively.is_multiple_of(64)
             } else {
                 quiet = quiet.saturating_add(1);
-            }
-            if quiet.is_multiple_of(32) {
+                quiet.is_multiple_of(32)
+            };
+            if is_time_to_look {
                 let now = Instant::now();
                 let at = self.clock.at(now);
                 if state.expire(at) {

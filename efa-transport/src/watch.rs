@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use crate::idle::{CHANCE, TIMES_USUAL, Usual};
+use crate::idle::{CHANCE, Seen, TIMES_USUAL, Usual};
 use crate::scheduler::rail::{Set, holds, members};
 
 /// Readings of a lane after the latest sign of something there.
@@ -22,19 +22,6 @@ const ALL_LANES: u32 = 16;
 const DULL: u8 = 4;
 /// … before what it says is no longer a fact.
 const UNTRUE: u8 = 64;
-
-/// What a look has found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Seen {
-    /// Nothing, as the descriptors say.
-    Silence,
-    /// Nothing, although a descriptor says that something is there.
-    Nothing,
-    /// A reading took longer than it usually does.
-    Guess,
-    /// Something has happened.
-    Fact,
-}
 
 /// What is known of one lane.
 #[derive(Debug, Default)]

@@ -95,34 +95,37 @@ impl Endpoint<Opened> {
                 sys::fi_endpoint(domain.raw(), copy, &mut raw, ptr::null_mut())
             }
         })?;
-        match NonNull::new(raw) {
+        let raw = match NonNull::new(raw) {
             Some(raw) if status == 0 => {
-                let raw = RawEndpoint { raw, given_away: false, vector: None, domain: domain.clone() };
-                if let Some(mut name) = shm_name::name(info) {
-                    // SAFETY: the endpoint is open, and the name as long as said.
-                    let status =
-                        unsafe { sys::fi_setname(raw.as_ptr().cast(), name.as_mut_ptr().cast(), name.len()) };
-                    if status != 0 {
-                        return Err(Error::call("fi_setname", info.place(), status));
-                    }
-                }
-                Ok(Endpoint {
-                    state: Opened {
-                        raw,
-                        info: info.clone(),
-                        transmit: None,
-                        receive: None,
-                        counters: Vec::new(),
-                        events: None,
-                        domain: domain.clone(),
-                    },
-                })
+                RawEndpoint { raw, given_away: false, vector: None, domain: domain.clone() }
             }
             None if status == 0 => {
-                Err(Error::Misbehaviour { call: "fi_endpoint", what: "success without an object".into() })
+                return Err(Error::Misbehaviour {
+                    call: "fi_endpoint",
+                    what: "success without an object".into(),
+                });
             }
-            _ => Err(Error::call("fi_endpoint", info.place(), status)),
+            _ => return Err(Error::call("fi_endpoint", info.place(), status)),
+        };
+        if let Some(mut name) = shm_name::name(info) {
+            // SAFETY: the endpoint is open, and the name as long as said.
+            let status =
+                unsafe { sys::fi_setname(raw.as_ptr().cast(), name.as_mut_ptr().cast(), name.len()) };
+            if status != 0 {
+                return Err(Error::call("fi_setname", info.place(), status));
+            }
         }
+        Ok(Endpoint {
+            state: Opened {
+                raw,
+                info: info.clone(),
+                transmit: None,
+                receive: None,
+                counters: Vec::new(),
+                events: None,
+                domain: domain.clone(),
+            },
+        })
     }
 
     /// Says where the peers' addresses are kept. Must be called once.

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::raw::{Acceptor, Liar, go_away, is_closed};
+use common::raw::{Acceptor, Asked, Liar, Served, go_away, is_closed};
 use common::{Asker, Target, builder, pattern, soon, until};
 use tcp_transport::{
     Access, Batch, BatchHandle, Builder, Deadlines, Error, Limits, OwnedMemory, Path, Peer, Status, Transport,
@@ -57,6 +57,23 @@ impl World {
         leaving
     }
 
+    /// A lane of the acceptor's dies, which is known when this returns.
+    fn lose(&self, lane: Served) {
+        lane.close();
+        until("it is lost", || self.asker.transport.statistics().lanes_lost == 1);
+    }
+
+    /// A request, on a lane that takes nothing new.
+    fn write_and_go_away(&self) -> (BatchHandle, Served, Asked) {
+        let handle = self.write(1);
+        assert!(handle.poll().is_none());
+        let mut lane = self.acceptor.lane();
+        let write = lane.asked();
+        lane.stream.write_all(&go_away()).unwrap();
+        until("the lane takes nothing new", || self.peer.path() == Path::Unknown);
+        (handle, lane, write)
+    }
+
     /// Each of so many requests has ended, once.
     fn ended(&self, done: u64, failed: u64) {
         let statistics = self.asker.transport.statistics();
@@ -88,8 +105,7 @@ fn a_request_that_has_lost_its_lane_is_waited_for() {
     let mut first = world.acceptor.lane();
     let write = first.asked();
     let leaving = world.leave(LONG);
-    first.close();
-    until("it is lost", || world.asker.transport.statistics().lanes_lost == 1);
+    world.lose(first);
     is_waiting(&leaving);
     let mut second = world.acceptor.lane();
     let question = second.asked();
@@ -115,8 +131,7 @@ fn a_lane_lost_meanwhile_is_made_good() {
         let lost = first.number.to_le_bytes();
         let leaving;
         if lost_before {
-            first.close();
-            until("it is lost", || world.asker.transport.statistics().lanes_lost == 1);
+            world.lose(first);
             leaving = world.leave(LONG);
         } else {
             leaving = world.leave(LONG);
@@ -168,8 +183,7 @@ fn what_is_left_ends_in_time_and_says_what_is_certain() {
         (0..2).for_each(|_| drop(lane.asked()));
         let mut kept = None;
         if how == How::LostBefore {
-            lane.close();
-            until("it is lost", || world.asker.transport.statistics().lanes_lost == 1);
+            world.lose(lane);
         } else {
             kept = Some(lane);
         }
@@ -201,12 +215,7 @@ fn what_is_left_ends_in_time_and_says_what_is_certain() {
 #[test]
 fn a_lane_that_goes_away_is_waited_for() {
     let world = World::new();
-    let handle = world.write(1);
-    assert!(handle.poll().is_none());
-    let mut lane = world.acceptor.lane();
-    let write = lane.asked();
-    lane.stream.write_all(&go_away()).unwrap();
-    until("the lane takes nothing new", || world.peer.path() == Path::Unknown);
+    let (handle, mut lane, write) = world.write_and_go_away();
     let leaving = world.leave(LONG);
     lane.is_asked_nothing("it is to go on waiting");
     assert!(!leaving.is_finished());
@@ -221,12 +230,7 @@ fn a_lane_that_goes_away_is_waited_for() {
 fn what_is_on_a_lane_that_goes_away_can_be_ended() {
     for cancel in [true, false] {
         let world = World::new();
-        let handle = world.write(1);
-        assert!(handle.poll().is_none());
-        let mut lane = world.acceptor.lane();
-        let write = lane.asked();
-        lane.stream.write_all(&go_away()).unwrap();
-        until("the lane takes nothing new", || world.peer.path() == Path::Unknown);
+        let (handle, mut lane, write) = world.write_and_go_away();
         if cancel {
             handle.cancel();
             assert!(matches!(handle.status(0), Status::Failed(Error::Cancelled)));

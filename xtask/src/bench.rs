@@ -70,24 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut failed = Vec::new();
     for suite in &chosen {
         let json = scratch.path().join(format!("{}.json", suite.name));
-        let mut cmd =
-            Cmd::cargo("bench").args(["--package", &suite.package, "--bench", &suite.name, "--"]).dir(root());
-        cmd = cmd.arg("--json").arg(&json);
-        if args.quick {
-            cmd = cmd.arg("--quick");
-        }
-        if let Some(filter) = &args.filter {
-            cmd = cmd.arg(filter);
-        }
-        let measured = cmd.run().and_then(|()| read_rows(&json)).and_then(|mut measured| {
-            if ON_CARDS.contains(&suite.name.as_str()) {
-                on_cards(&workspace, suite, args, &json)?;
-                measured.extend(read_rows(&json)?);
-                std::fs::write(&json, serde_json::to_string_pretty(&measured)?)?;
-            }
-            Ok(measured)
-        });
-        match measured {
+        match measure(&workspace, suite, args, &json) {
             Ok(measured) => {
                 if args.filter.is_none() {
                     keep(&workspace, &suite.name, &json)?;
@@ -120,19 +103,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Runs a suite once more, on software cards.
-fn on_cards(workspace: &Workspace, suite: &Suite, args: &Args, json: &std::path::Path) -> Result<()> {
-    let mut words =
-        vec!["cargo", "bench", "--package", &suite.package, "--bench", &suite.name, "--", "--json"];
-    let json = json.to_str().context("a path that is no text")?;
-    words.push(json);
+/// Runs a suite, on software cards too if it is one of [`ON_CARDS`]. All rows are in `json` then.
+fn measure(workspace: &Workspace, suite: &Suite, args: &Args, json: &std::path::Path) -> Result<Vec<Value>> {
+    let mut words = vec!["--package", &suite.package, "--bench", &suite.name, "--", "--json"];
+    words.push(json.to_str().context("a path that is no text")?);
     words.extend(args.quick.then_some("--quick"));
     words.extend(args.filter.as_deref());
-    soft_efa::launcher(workspace, false)?
-        .args(["--nics", CARDS, "--profile", "p5", "--"])
-        .args(&words)
-        .dir(root())
-        .run()
+    Cmd::cargo("bench").args(&words).dir(root()).run()?;
+    let mut rows = read_rows(json)?;
+    if ON_CARDS.contains(&suite.name.as_str()) {
+        let launcher = soft_efa::launcher(workspace, false)?;
+        let launcher = launcher.args(["--nics", CARDS, "--profile", "p5", "--", "cargo", "bench"]);
+        launcher.args(&words).dir(root()).run()?;
+        rows.extend(read_rows(json)?);
+        std::fs::write(json, serde_json::to_string_pretty(&rows)?)?;
+    }
+    Ok(rows)
 }
 
 fn suites(workspace: &Workspace) -> Vec<Suite> {

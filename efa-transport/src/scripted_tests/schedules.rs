@@ -163,41 +163,46 @@ impl<'a> Schedule<'a> {
         }
     }
 
+    fn submit(&mut self, submit: Submit) -> Result<(), TestCaseError> {
+        let Stand { control, transport, .. } = self.stand;
+        let core = self.stand.core();
+        let aside: Vec<u64> = (0..NICS)
+            .filter(|&lane| !core.lanes[lane].is_usable(self.stand.now()))
+            .map(|lane| self.stand.endpoint_of(lane))
+            .collect();
+        let before = control.placed().len();
+        let limit = Duration::from_millis(submit.limit_ms);
+        let deadline = self.stand.now() + nanos(limit);
+        let to = self.known[submit.to].id;
+        let mut batch = if submit.scattered {
+            self.stand.scattered(to, submit.slices, limit)
+        } else {
+            self.stand.requests(to, submit.slices, limit)
+        };
+        let requests = batch.requests.len();
+        if submit.immediate {
+            batch.requests.iter_mut().for_each(|request| request.immediate = Some(7));
+            self.immediates += requests;
+        }
+        let handle = transport.submit(&mut batch).unwrap();
+        self.slices += submit.slices;
+        self.submitted += requests as u64;
+        let ended = vec![None; requests];
+        self.flights.push(Flight { handle, immediate: submit.immediate, deadline, ended });
+        let placed = self.stand.placed_since(before);
+        // If all are set aside in the end, all are used.
+        if core.lanes.iter().any(|lane| lane.is_usable(self.stand.now())) {
+            let wrong = placed.iter().find(|placed| aside.contains(&placed.endpoint));
+            prop_assert!(wrong.is_none(), "{:?} over a card that is set aside: {:?}", wrong, aside);
+        }
+        Ok(())
+    }
+
     fn act(&mut self, act: Act) -> Result<(), TestCaseError> {
         let Stand { control, transport, .. } = self.stand;
         let core = self.stand.core();
         match act {
-            Act::Submit(submit) => {
-                let aside: Vec<u64> = (0..NICS)
-                    .filter(|&lane| !core.lanes[lane].is_usable(self.stand.now()))
-                    .map(|lane| self.stand.endpoint_of(lane))
-                    .collect();
-                let before = control.placed().len();
-                let limit = Duration::from_millis(submit.limit_ms);
-                let deadline = self.stand.now() + nanos(limit);
-                let to = self.known[submit.to].id;
-                let mut batch = if submit.scattered {
-                    self.stand.scattered(to, submit.slices, limit)
-                } else {
-                    self.stand.requests(to, submit.slices, limit)
-                };
-                let requests = batch.requests.len();
-                if submit.immediate {
-                    batch.requests.iter_mut().for_each(|request| request.immediate = Some(7));
-                    self.immediates += requests;
-                }
-                let handle = transport.submit(&mut batch).unwrap();
-                self.slices += submit.slices;
-                self.submitted += requests as u64;
-                let ended = vec![None; requests];
-                self.flights.push(Flight { handle, immediate: submit.immediate, deadline, ended });
-                let placed = self.stand.placed_since(before);
-                // If all are set aside in the end, all are used.
-                if core.lanes.iter().any(|lane| lane.is_usable(self.stand.now())) {
-                    let wrong = placed.iter().find(|placed| aside.contains(&placed.endpoint));
-                    prop_assert!(wrong.is_none(), "{:?} over a card that is set aside: {:?}", wrong, aside);
-                }
-            }
+            Act::Submit(submit) => self.submit(submit)?,
             Act::Cancel => self.flights.last().into_iter().for_each(|flight| flight.handle.cancel()),
             Act::Drive => self.stand.drive(),
             Act::Advance { ms } => self.stand.advance(Duration::from_millis(ms)),
