@@ -729,9 +729,10 @@ fn restarting(part: &Part) {
     if part.first {
         // One life: says who it is, and dies when it is told to.
         let life: usize = std::env::var("LIFE").unwrap().parse().unwrap();
+        // Called once the other process has done with the life before: no card is opened in its place until then.
+        let mut line = Line::open(&part.line, true);
         let node = Node::open(&cards(&part.fabric)[0], false);
         let region = node.register(vec![life as u8; 4096], Access::ALL);
-        let mut line = Line::open(&part.line, true);
         line.tell(&node.endpoint.name().unwrap());
         line.tell(&region.remote().to_bytes());
         let _peer = node.insert(&line.hear(|| {}).unwrap());
