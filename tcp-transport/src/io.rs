@@ -205,7 +205,7 @@ impl IoThread {
         let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 64];
         let mut ticking = false;
         // The read-ahead buffer is made now rather than under the first lane that this thread happens to drive.
-        crate::lane::with_scratch(|_| ());
+        crate::moving::with_scratch(|_| ());
         while !self.stop {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
             if self.again.is_empty() {

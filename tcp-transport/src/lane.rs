@@ -1,6 +1,8 @@
 //! A lane to a peer: one connection and the [`Initiator`] that runs on it. Whichever thread holds the lane moves its bytes:
 //! a caller that waits, or an I/O thread when nobody does.
 
+mod core;
+
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
@@ -10,27 +12,20 @@ use std::time::{Duration, Instant};
 
 use crate::awake::Awake;
 use crate::batch::BatchState;
-use crate::cipher::{Cipher, MAX_PLAIN};
+use crate::cipher::Cipher;
 use crate::clock::{Coarse, TICK};
 use crate::initiator::{Initiator, Leavings};
 use crate::io::{Interest, IoShared, Message};
 use crate::memory::OwnedMemory;
+use crate::moving::{AHEAD_SMALL, Cause, with_scratch};
 use crate::peer::PeerInner;
-use crate::seam::{Gather, Scatter};
+use crate::seam::Scatter;
 use crate::slice::Slice;
 use crate::sync::lock;
 use crate::wire::Kind;
 
-/// Room for reading ahead of what is known to come.
-pub(crate) const SCRATCH: usize = 64 << 10;
-/// Read ahead this much while messages are small: a copy of so few bytes costs less than one more system call.
-pub(crate) const AHEAD_SMALL: usize = 16 << 10;
-/// And this much behind a large payload, which itself goes straight to its destination.
-pub(crate) const AHEAD_LARGE: usize = 512;
-/// Payload above this is large.
-pub(crate) const LARGE: u64 = 16 << 10;
-/// Bytes moved by one system call at most, so that a lane's lock is never held long.
-pub(crate) const MAX_MOVE: usize = 1 << 20;
+use self::core::LaneCore;
+
 /// Answers that may wait in the socket when nobody drives the lane; above, an I/O thread takes over.
 const LAZY_BYTES: u64 = 64 << 10;
 /// Waiters that can be parked on a lane without an allocation.
@@ -77,21 +72,6 @@ pub(crate) struct Window {
     pub(crate) stay_awake: bool,
 }
 
-pub(crate) struct LaneCore {
-    pub(crate) initiator: Initiator,
-    cipher: Option<Cipher>,
-    last_progress: Coarse,
-    pinged: bool,
-    large: bool,
-    /// Cleared when the driver falls asleep in a way that leaves it deaf to unsent bytes.
-    driver_sends: bool,
-    /// Holds the challenge while the peer looks for it.
-    probe: Option<Arc<OwnedMemory>>,
-}
-
-/// Why a lane ended.
-pub(crate) type Cause = String;
-
 impl Lane {
     #[allow(clippy::too_many_arguments)] // made in one place
     pub(crate) fn new(
@@ -105,21 +85,12 @@ impl Lane {
         token: u64,
         limits: Window,
     ) -> Arc<Self> {
-        let core = LaneCore {
-            initiator,
-            cipher,
-            last_progress: Coarse::now(),
-            pinged: false,
-            large: false,
-            driver_sends: true,
-            probe: None,
-        };
         Arc::new(Self {
             number,
             peer: Arc::downgrade(peer),
             session,
             socket,
-            core: Mutex::new(core),
+            core: Mutex::new(LaneCore::new(initiator, cipher)),
             in_flight: AtomicUsize::new(0),
             driven: AtomicBool::new(false),
             parked: Mutex::new(Vec::with_capacity(PARKED)),
@@ -376,7 +347,7 @@ impl Lane {
         let mut core = self.core();
         core.driver_sends = true;
         let result = core.service(&self.socket, readable);
-        take_leavings(&mut core, leavings);
+        core.take_leavings(leavings);
         self.publish(&core);
         result
     }
@@ -424,7 +395,7 @@ impl Lane {
             if result.is_ok() && core.has_unsent() {
                 result = core.flush(&self.socket);
             }
-            take_leavings(&mut core, leavings);
+            core.take_leavings(leavings);
             self.publish(&core);
             result
         })
@@ -481,164 +452,8 @@ impl Lane {
                 result = core.flush(&self.socket);
             }
         }
-        take_leavings(&mut core, leavings);
+        core.take_leavings(leavings);
         self.publish(&core);
         result
     }
-}
-
-fn take_leavings(core: &mut LaneCore, leavings: &mut Leavings) {
-    let from = &mut core.initiator.leavings;
-    if !from.is_empty() {
-        leavings.next.append(&mut from.next);
-        leavings.later.append(&mut from.later);
-        leavings.control.append(&mut from.control);
-        leavings.finished_events.append(&mut from.finished_events);
-    }
-}
-
-thread_local! {
-    static SCRATCH_BUFFER: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; SCRATCH]);
-}
-
-/// Runs `work` with this thread's read-ahead buffer.
-pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
-    SCRATCH_BUFFER.with(|buffer| work(&mut buffer.borrow_mut()))
-}
-
-impl LaneCore {
-    /// Queues a slice; an idle lane's clock starts now.
-    pub(crate) fn push(&mut self, slice: &mut Slice, floor: u64) {
-        if self.initiator.in_flight() == 0 {
-            self.last_progress = Coarse::now();
-        }
-        self.initiator.push(slice, floor);
-    }
-
-    pub(crate) fn has_unsent(&self) -> bool {
-        self.initiator.has_unsent() || self.cipher.as_ref().is_some_and(|c| !c.outgoing().is_empty())
-    }
-
-    fn service(&mut self, socket: &TcpStream, readable: bool) -> Result<(), Cause> {
-        if readable {
-            with_scratch(|scratch| self.receive(socket, scratch))?;
-        }
-        if self.has_unsent() { self.flush(socket) } else { Ok(()) }
-    }
-
-    pub(crate) fn flush(&mut self, socket: &TcpStream) -> Result<(), Cause> {
-        let fd = socket.as_fd();
-        loop {
-            // A copy from the device that fails ends the lane: the frame's header has promised the bytes.
-            self.initiator.stage()?;
-            let (wanted, sent) = if let Some(cipher) = &mut self.cipher {
-                if cipher.outgoing().is_empty() {
-                    let mut gather = Gather::new();
-                    self.initiator.gather(&mut gather, MAX_PLAIN);
-                    let n = seal(cipher, &gather).map_err(|e| e.to_string())?;
-                    self.initiator.sent(n as u64);
-                }
-                let mut gather = Gather::new();
-                gather.push_bytes(cipher.outgoing());
-                if gather.is_empty() {
-                    return Ok(());
-                }
-                let (wanted, sent) = (gather.bytes(), gather.send(fd));
-                if let Ok(n) = sent {
-                    cipher.sent(n);
-                }
-                (wanted, sent)
-            } else {
-                let mut gather = Gather::new();
-                self.initiator.gather(&mut gather, MAX_MOVE);
-                if gather.is_empty() {
-                    return Ok(());
-                }
-                let (wanted, sent) = (gather.bytes(), gather.send(fd));
-                if let Ok(n) = sent {
-                    self.initiator.sent(n as u64);
-                }
-                (wanted, sent)
-            };
-            match sent {
-                Ok(n) => {
-                    self.last_progress = Coarse::now();
-                    if n < wanted {
-                        return Ok(());
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(e) => return Err(format!("sending: {e}")),
-            }
-        }
-    }
-
-    /// Bytes that were received into the read-ahead buffer.
-    fn take_in(&mut self, mut input: &[u8]) -> Result<(), Cause> {
-        self.last_progress = Coarse::now();
-        self.pinged = false;
-        let broken = |e: crate::wire::Malformed| format!("protocol: {e}");
-        let Some(cipher) = &mut self.cipher else { return self.initiator.feed(input).map_err(broken) };
-        while let Some(plain) = cipher.open(&mut input).map_err(broken)? {
-            self.initiator.feed(plain).map_err(broken)?;
-        }
-        Ok(())
-    }
-
-    fn receive(&mut self, socket: &TcpStream, scratch: &mut [u8]) -> Result<(), Cause> {
-        let fd = socket.as_fd();
-        let mut moved = 0;
-        // Bounded, so that others get the lock in between.
-        while moved < 4 * MAX_MOVE {
-            let (direct, wanted, received) = if self.cipher.is_some() {
-                let mut scatter = Scatter::new();
-                scatter.push_bytes(scratch);
-                (0, scatter.bytes(), scatter.receive(fd))
-            } else {
-                let mut scatter = Scatter::new();
-                self.initiator.scatter(&mut scatter, MAX_MOVE as u64);
-                let direct = scatter.bytes();
-                let ahead = match direct as u64 {
-                    0 if self.initiator.is_staging() => SCRATCH,
-                    0 if self.large => AHEAD_LARGE,
-                    n if n > LARGE => AHEAD_LARGE,
-                    _ => AHEAD_SMALL,
-                };
-                if !scatter.is_full() {
-                    scatter.push_bytes(&mut scratch[..ahead]);
-                }
-                (direct, scatter.bytes(), scatter.receive(fd))
-            };
-            let n = match received {
-                Ok(0) => return Err("closed by the peer".into()),
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(e) => return Err(format!("receiving: {e}")),
-            };
-            self.last_progress = Coarse::now();
-            self.pinged = false;
-            moved += n;
-            if direct > 0 {
-                self.large = direct as u64 > LARGE;
-                self.initiator.received(n.min(direct) as u64).map_err(|e| format!("protocol: {e}"))?;
-            }
-            if n > direct {
-                self.take_in(&scratch[..n - direct])?;
-            }
-            if n < wanted {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Seals the first of these bytes, if there are any; returns how many.
-pub(crate) fn seal(cipher: &mut Cipher, parts: &Gather<'_>) -> Result<usize, crate::wire::Malformed> {
-    if parts.is_empty() {
-        return Ok(0);
-    }
-    let mut plain = [0; MAX_PLAIN];
-    let n = parts.copy_to(&mut plain, MAX_PLAIN);
-    cipher.seal(&plain[..n]).map(|()| n)
 }

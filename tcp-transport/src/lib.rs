@@ -78,6 +78,7 @@ mod lane;
 mod memory;
 #[cfg(feature = "mooncake")]
 pub mod mooncake;
+mod moving;
 mod peer;
 #[cfg(feature = "planted")]
 mod planted;

@@ -13,7 +13,7 @@ use crate::clock::Coarse;
 use crate::handshake::Introduction;
 use crate::host::{self, HostPeer};
 use crate::io::{Interest, IoShared};
-use crate::lane::{AHEAD_LARGE, AHEAD_SMALL, Cause, LARGE, MAX_MOVE, SCRATCH, seal, with_scratch};
+use crate::moving::{AHEAD_LARGE, AHEAD_SMALL, Cause, LARGE, MAX_MOVE, SCRATCH, seal, with_scratch};
 use crate::responder::{Call, Errand, Responder};
 use crate::seam::{Gather, Scatter};
 use crate::service::Session;
