@@ -1,7 +1,7 @@
 //! Moving a peer's traffic from libfabric to TCP when its last rail dies, and back when one works again.
 //!
 //! Only [`Protocol::Auto`] does that, and it says so: in the log, in [`Segment::path`] and its reason, in the statistics. What is on
-//! its way when it happens is dealt with by its batch (`flight`).
+//! its way when it happens is dealt with by its batch (`flight::aftermath`).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
