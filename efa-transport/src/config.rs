@@ -172,7 +172,8 @@ impl Config {
         self
     }
 
-    /// Further attempts of a slice after the first has failed. Default 7.
+    /// Further attempts of a slice after the first has failed. Default 7. Unless it is 0, more are made while there are NICs here that
+    /// the slice has not failed on: any number of them may have died at once.
     pub fn retries(mut self, count: u32) -> Self {
         self.retries = count;
         self

@@ -40,7 +40,7 @@ impl Core {
     }
 
     #[cold]
-    pub(crate) fn failed(&self, stray: Stray, failure: Failure, why: &str, now: u64) {
+    pub(crate) fn failed(&self, mut stray: Stray, failure: Failure, why: &str, now: u64) {
         let (peer, table) = (Arc::clone(stray.lot.peer()), Arc::clone(stray.lot.table()));
         peer.counters.failures.fetch_add(1, Ordering::Relaxed);
         if stray.has_ended() {
@@ -61,12 +61,14 @@ impl Core {
             return;
         }
         let attempts = u32::from(stray.lot.attempts);
-        let others = if failure == Failure::Peer {
+        if failure == Failure::Peer {
             peer.health().nic_failed(stray.lot.remote_nic as usize, now);
-            stray.lot.remotes() & !peer.health().avoid(now) != 0
-        } else {
-            stray.lot.locals().count_ones() > 1 || stray.lot.remotes().count_ones() > 1
-        };
+        }
+        let locals = stray.lot.locals() & self.usable(now);
+        let remotes = stray.lot.remotes() & !peer.health().avoid(now);
+        let untried = stray.lot.has_failed(locals, remotes);
+        // Another NIC here does not make a peer answer.
+        let untried = untried.remote || untried.local && failure != Failure::Peer;
         let unknown = matches!(failure, Failure::Rail | Failure::Peer | Failure::Aborted);
         if stray.lot.gate && stray.lot.sent && unknown {
             // Whether the immediate got through is unknown, and it must not be counted twice.
@@ -74,7 +76,7 @@ impl Core {
             stray.fail(|party| Error::Failed { peer: party.peer.name.clone(), rail, attempts, why });
             return;
         }
-        match decide(failure, attempts, self.config.retries, others, now, stray.lot.batch.deadline) {
+        match decide(failure, attempts, self.config.retries, untried, now, stray.lot.batch.deadline) {
             Decision::Retry { at } => {
                 self.retried.fetch_add(1, Ordering::Relaxed);
                 metrics::counter!("weft_efa_retries_total").increment(1);

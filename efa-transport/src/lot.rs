@@ -13,6 +13,8 @@ use crate::error::Error;
 use crate::peer::{Peer, PeerTable};
 use crate::region::RegionInner;
 use crate::request::Op;
+use crate::scheduler::rail::Set;
+use crate::scheduler::retry::{Tried, Untried};
 use crate::scheduler::slicer::Cut;
 use crate::slice::{NONE, Piece, Slice};
 use crate::warmup::Probe;
@@ -37,6 +39,8 @@ pub(crate) struct Lot {
     pub(crate) remote_nic: u8,
     /// Attempts that have ended.
     pub(crate) attempts: u16,
+    /// Where they have failed, if there was one: then it has one slice.
+    pub(crate) tried: Option<Box<Tried>>,
     /// The provider has taken one of them: it may have got through, whatever has become of it here.
     pub(crate) sent: bool,
     /// Since when the provider has had no room for its next slice; 0 for not at all.
@@ -65,6 +69,7 @@ impl Lot {
             local_nic: NONE,
             remote_nic: NONE,
             attempts: 0,
+            tried: None,
             sent: false,
             blocked_since: 0,
         }
@@ -103,6 +108,32 @@ impl Lot {
         self.table().nics_of(self.remote_chunk)
     }
 
+    /// Those of `usable` lanes that its slice has not failed on; all of them if it has failed on all.
+    #[inline]
+    pub(crate) fn other_locals(&self, usable: Set) -> Set {
+        self.tried.as_ref().map_or(usable, |tried| tried.other_locals(usable))
+    }
+
+    /// The same of remote NICs.
+    #[inline]
+    pub(crate) fn other_remotes(&self, usable: Set) -> Set {
+        self.tried.as_ref().map_or(usable, |tried| tried.other_remotes(usable))
+    }
+
+    /// Whether its slice has failed on a lane, and has others to try first.
+    #[inline]
+    pub(crate) fn avoids(&self, lane: usize) -> bool {
+        self.tried.as_ref().is_some_and(|tried| tried.holds_local(lane))
+    }
+
+    /// Its slice has failed on the NICs of the latest attempt; `locals` and `remotes` are those that it may use now.
+    #[cold]
+    pub(crate) fn has_failed(&mut self, locals: Set, remotes: Set) -> Untried {
+        let nic = |nic: u8| (nic != NONE).then_some(usize::from(nic));
+        let rail = (nic(self.local_nic), nic(self.remote_nic));
+        self.tried.get_or_insert_default().fail(rail, (locals, remotes))
+    }
+
     /// The immediate of a request.
     pub(crate) fn immediate(&self, request: u32) -> Option<u64> {
         self.batch.requests.get(request as usize)?.immediate.map(u64::from)
@@ -118,7 +149,13 @@ impl Lot {
     /// A lot of its own for one slice that leaves.
     fn split(&mut self) -> Self {
         self.slices -= 1;
-        Self { batch: Arc::clone(&self.batch), region: Arc::clone(&self.region), slices: 1, ..*self }
+        Self {
+            batch: Arc::clone(&self.batch),
+            region: Arc::clone(&self.region),
+            slices: 1,
+            tried: None,
+            ..*self
+        }
     }
 }
 

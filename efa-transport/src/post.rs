@@ -402,13 +402,11 @@ impl Lane {
     }
 }
 
-/// The remote NICs of `all` that answer, and not the one that has just failed; those that there are if there are no others.
+/// The remote NICs of `all` that answer, and not those that the slice has failed on; those that there are if there are no others.
 #[cold]
 fn well(lot: &Lot, all: Set, now: u64) -> Set {
     let well = all & !lot.peer().health().avoid(now);
-    let remotes = if well != 0 { well } else { all };
-    let failed = if lot.attempts > 0 && lot.remote_nic != NONE { 1 << lot.remote_nic } else { 0 };
-    if remotes & !failed != 0 { remotes & !failed } else { remotes }
+    lot.other_remotes(if well != 0 { well } else { all })
 }
 
 /// Posts an operation with an immediate or flags, or a probe.

@@ -13,7 +13,7 @@ use crate::region::RegionInner;
 use crate::request::Op;
 use crate::scheduler::rail::{Chooser, Set, cost, members, partners};
 use crate::scheduler::slicer::Cut;
-use crate::slice::{NONE, Piece};
+use crate::slice::Piece;
 
 /// A lane with less than this waiting is not worth taking over from.
 const WORTH_TAKING: u64 = 64 << 10;
@@ -140,17 +140,17 @@ impl Core {
         let all = region.chunks.get(local_chunk as usize).map_or(0, |chunk| chunk.nics);
         let eligible = if all & usable != 0 { all & usable } else { all };
         if party.peer.health().is_suspect() {
-            self.with_partner(party, remote_chunk, eligible, now)
+            let well = party.table.nics_of(remote_chunk) & !party.peer.health().avoid(now);
+            self.with_partner(party, well, eligible)
         } else {
             eligible
         }
     }
 
-    /// Of `eligible`, the lanes whose own remote NICs answer, as far as we know; all if there is none. The others could only use
+    /// Of `eligible`, the lanes whose own remote NICs are `well`, as far as we know; all if there is none. The others could only use
     /// rails that nobody has prepared.
     #[cold]
-    fn with_partner(&self, party: &Party, remote_chunk: u32, eligible: Set, now: u64) -> Set {
-        let well = party.table.nics_of(remote_chunk) & !party.peer.health().avoid(now);
+    fn with_partner(&self, party: &Party, well: Set, eligible: Set) -> Set {
         let (range, remotes) = (&self.lanes.fabric(party.table.fabric).range, party.table.nics.len());
         let answered = members(eligible)
             .filter(|&lane| partners(lane - range.start, range.len(), remotes) & well != 0)
@@ -218,15 +218,15 @@ impl Core {
 
     /// Puts one slice on the lane that suits it.
     pub(crate) fn route(&self, mut stray: Stray, now: u64) {
-        let Lot { attempts, local_nic, local_chunk, remote_chunk, .. } = stray.lot;
+        let Lot { local_chunk, remote_chunk, .. } = stray.lot;
         stray.lot.blocked_since = 0;
-        let mut usable = self.usable(now);
-        // Not the one that has just failed, if there is another.
-        if attempts > 0 && local_nic != NONE && stray.lot.locals() & usable & !(1 << local_nic) != 0 {
-            usable &= !(1 << local_nic);
-        }
+        let usable = stray.lot.other_locals(self.usable(now) & stray.lot.locals());
         let chunks = (local_chunk, remote_chunk);
-        let eligible = self.eligible(&stray.lot.region, stray.lot.party(), chunks, usable, now);
+        let mut eligible = self.eligible(&stray.lot.region, stray.lot.party(), chunks, usable, now);
+        if stray.lot.tried.is_some() {
+            let well = stray.lot.remotes() & !stray.lot.peer().health().avoid(now);
+            eligible = self.with_partner(stray.lot.party(), stray.lot.other_remotes(well), eligible);
+        }
         let near = stray.lot.region.near;
         let chooser = &mut Chooser::default();
         let turn = self.lanes.fabric(stray.lot.table().fabric).range.start + self.next_turn();
@@ -331,7 +331,7 @@ impl Core {
             queue.take_waiting(
                 share.min(self.config.window_bytes),
                 |slice| match lots.get(slice.lot) {
-                    Some(Cargo::Lot(lot)) => lot.locals() & (1 << to) != 0,
+                    Some(Cargo::Lot(lot)) => lot.locals() & (1 << to) != 0 && !lot.avoids(to),
                     _ => false,
                 },
                 |_, _, slice| taken.push(slice),

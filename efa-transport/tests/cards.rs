@@ -276,6 +276,60 @@ fn a_dead_card_is_set_aside_and_let_back_in_and_the_others_carry_on() {
     });
 }
 
+/// Catches: requests that fail because several cards have died at once, here or there, before one of them has been set aside; slices
+/// that go back to a card that they have failed on while there are others, which have more to do.
+#[test]
+fn several_of_sixteen_cards_die_at_once() {
+    let test = "several_of_sixteen_cards_die_at_once";
+    on_cards(test, 16, "p6", &[], || {
+        const LEN: usize = 2 * MIB;
+        // Ours; then theirs, who is the third to be started.
+        for (host, count) in [(65_536, 3), (65_536, 11), (65_539, 5)] {
+            let Some(transport) = initiator(test, "efa/efa-direct", 16) else { return };
+            let mut target = Target::start("efa/efa-direct", 16, "target", LEN);
+            let peer = target.meet(&transport);
+            let region = memory(&transport, LEN);
+            assert_eq!(transport.warm_up(peer, soon()).expect("all well").rails, 16);
+            let addr = target.addr;
+            let put = |len: usize| {
+                submit(&transport, Request::write(peer, &region, region.addr(), addr, len as u64))
+            };
+            let dead: Vec<usize> = (0..count).map(|nth| nth * 7 % 16).collect();
+            // Those that live are busy: the first thing that each of them is told to do takes until the end.
+            let alive = (0..16).filter(|card| !dead.contains(card));
+            alive.for_each(|card| drop(control(&format!("hold op=write card={card} times=1"))));
+            let busy = put(LEN);
+            eventually("the other cards are idle", || {
+                transport.progress();
+                let nics = transport.statistics().nics;
+                nics.iter().map(|nic| nic.in_flight + nic.queued).sum::<usize>() == 16 - count
+            });
+            // Nothing but attempts tells of that.
+            dead.iter().for_each(|card| drop(control(&format!("down card={card} host={host}"))));
+            for round in 0..4 {
+                let before = transport.statistics().retries;
+                let outcome = put(4096).wait();
+                let retries = transport.statistics().retries - before;
+                let what = format!("round {round} with {count} cards of host {host} dead");
+                outcome.unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert!(retries <= count as u64, "{what}: one slice, {retries} retries");
+                assert!(retries > 0 || round > 0, "{what}: nothing has gone over a dead card");
+            }
+            control("clear");
+            busy.wait().expect("what was held");
+            dead.iter().for_each(|card| drop(control(&format!("down card={card} host={host}"))));
+            for round in 0..3 {
+                let bytes = pattern(LEN, round);
+                region.write(0, &bytes).expect("our memory");
+                put(LEN).wait().unwrap_or_else(|error| panic!("{count} cards of host {host} dead: {error}"));
+                assert_eq!(target.checksum(), checksum(&bytes));
+            }
+            control("clear");
+            transport.shutdown(soon());
+        }
+    });
+}
+
 /// Catches: a peer that stays down for ever; an event that never comes; attempts that are counted wrongly.
 #[test]
 fn a_peer_that_is_cut_off_is_down_and_comes_up_again_by_itself() {

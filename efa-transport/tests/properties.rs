@@ -282,10 +282,12 @@ proptest! {
         failure in prop_oneof![
             Just(Failure::Rail), Just(Failure::Peer), Just(Failure::Stranger), Just(Failure::Key), Just(Failure::Operation), Just(Failure::Aborted),
         ],
-        attempts in 1..300_u32, retries in 0..300_u32, others in any::<bool>(), now in any::<u64>(), deadline in any::<u64>(),
+        attempts in 1..300_u32, retries in 0..300_u32, untried in any::<bool>(), now in any::<u64>(), deadline in any::<u64>(),
     ) {
-        if let Decision::Retry { at } = decide(failure, attempts, retries, others, now, deadline) {
-            prop_assert!(at >= now && at < deadline && attempts <= retries);
+        if let Decision::Retry { at } = decide(failure, attempts, retries, untried, now, deadline) {
+            // A card that the slice has not failed on gets its chance; there are not many of those.
+            let chance = untried && retries > 0 && failure != Failure::Peer;
+            prop_assert!(at >= now && at < deadline && (attempts <= retries || chance));
             prop_assert!(!matches!(failure, Failure::Key | Failure::Operation));
         }
     }
@@ -317,6 +319,7 @@ proptest! {
                 mean_ns_dead: dead,
                 failures_per_million: failures,
                 agains_per_million: agains,
+                ..Faults::default()
             },
             settings: Settings { retries, window_bytes: 1 << 20, ..Settings::default() },
             ..Scenario::stream(Machine::p5(), request_bytes, 0, seed)
@@ -324,6 +327,39 @@ proptest! {
         let report = run(&scenario);
         prop_assert!(report.violations.is_empty(), "{}", report);
         prop_assert_eq!(report.done + report.failed, 200);
+    }
+
+    /// However many cards are dead from the start, as long as one is not: every request ends well, and no slice is tried more than
+    /// once over each of them, under load and alone, whether it may be retried often or once.
+    #[test]
+    fn dead_cards_cost_a_slice_one_attempt_each(
+        cards in 2..33_usize,
+        dead in any::<u128>(),
+        alive in any::<prop::sample::Index>(),
+        (request_bytes, outstanding) in (1..4_000_000_u64, 1..40_usize),
+        (depth, retries) in (1..40_usize, 1..8_u32),
+        agains in 0..500_000_u32,
+        seed in any::<u64>(),
+    ) {
+        let dead = dead & ((1 << cards) - 1) & !(1 << alive.index(cards));
+        let faults = Faults { dead, agains_per_million: agains, ..Faults::default() };
+        let scenario = Scenario {
+            faults,
+            requests: 100,
+            outstanding,
+            settings: Settings { retries, ..Settings::default() },
+            ..Scenario::stream(Machine::equal("equal", cards, 100_000, depth), request_bytes, 0, seed)
+        };
+        let report = run(&scenario);
+        prop_assert!(report.violations.is_empty(), "{}", report);
+        prop_assert_eq!(report.done, 100, "{} of {} cards are dead: {}", dead.count_ones(), cards, report);
+        prop_assert!(
+            report.most_attempts <= dead.count_ones() + 1,
+            "{} attempts with {} of {} cards dead",
+            report.most_attempts,
+            dead.count_ones(),
+            cards
+        );
     }
 }
 

@@ -1,11 +1,12 @@
 //! One thing that goes wrong at a time.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use scripted_provider::{Answer, Call};
 
 use super::scripted::{scripted, scripted_as_efa};
-use super::{EIO, Stand};
+use super::{BLOCK, BLOCKS, EIO, Stand};
 use crate::{Batch, Error, Event, Request, Shape, Status};
 
 const NANO: Duration = Duration::from_nanos(1);
@@ -258,7 +259,7 @@ fn a_peer_is_down_when_nothing_was_heard_while_a_request_ran() {
 #[test]
 fn attempts_are_counted() {
     scripted("scripted_tests::cases::attempts_are_counted", |control| {
-        for retries in [0, 1, 3] {
+        for retries in [0, 2, 3] {
             let stand = Stand::open(control, "scripted", 3, |config| config.retries(retries));
             let peer = stand.meet("peer", (1, 1), 100);
             control.tell(Call::Post, fails(), 1000);
@@ -275,6 +276,16 @@ fn attempts_are_counted() {
             assert_eq!(stand.transport.statistics().retries, u64::from(retries));
             stand.assert_clean(&[peer]);
         }
+        // Every card has its chance, unless nothing is to be repeated at all.
+        let stand = Stand::open(control, "scripted", 5, |config| config.retries(1));
+        let peer = stand.meet("peer", (1, 1), 100);
+        control.tell(Call::Post, fails(), 1000);
+        let handle = stand.send(peer, 1, LONG);
+        for _ in 0..100 {
+            stand.drive();
+            stand.advance(Duration::from_millis(10));
+        }
+        assert!(matches!(handle.poll(), Some(Err(Error::Failed { attempts: 5, .. }))), "{:?}", handle.poll());
     });
 }
 
@@ -400,6 +411,54 @@ fn a_retry_takes_another_rail() {
         assert!(stand.send(peer, 2, LONG).wait().is_ok());
         let keys: Vec<u64> = control.placed().iter().map(|placed| placed.key).collect();
         assert!(keys.len() == 3 && keys[0] != keys[1] && keys[2] == keys[1], "{keys:?}");
+    });
+}
+
+/// Catches: a slice that goes back to a card that it has failed on while there are others, here or there; a card that takes over what
+/// has failed on it; a slice that is given up before every card has had its chance.
+#[test]
+fn a_slice_fails_on_each_dead_card_once() {
+    scripted("scripted_tests::cases::a_slice_fails_on_each_dead_card_once", |control| {
+        const NICS: usize = 12;
+        for (count, dead) in [(1, 2), (1, NICS - 1), (BLOCKS, 3), (BLOCKS, NICS - 1)] {
+            let stand = Stand::open(control, "scripted", NICS, |config| config.stripe_bytes(BLOCK));
+            let peer = stand.meet("peer", (1, 1), 100);
+            let (broken, well) = stand.core().lanes.first().lanes.split_at(dead);
+            broken.iter().for_each(|lane| control.ruin(stand.endpoint_of(lane.index), EIO, 0));
+            // Those that are well have more to do, it seems.
+            well.iter().for_each(|lane| lane.expect(1 << 30));
+            let handle = stand.send(peer, count, LONG);
+            for _ in 0..NICS {
+                stand.drive();
+                stand.advance(Duration::from_millis(10));
+            }
+            assert!(handle.poll().expect("it has ended").is_ok(), "{dead} of {NICS} dead, {count} slices");
+            let mut seen = std::collections::HashSet::new();
+            for placed in control.placed() {
+                assert!(seen.insert((placed.address, placed.endpoint)), "twice over one card: {placed:?}");
+            }
+            assert!(seen.len() as u64 > count, "nothing has gone over a dead card");
+            well.iter().for_each(|lane| lane.load.store(0, Ordering::SeqCst));
+            stand.assert_clean(&[peer]);
+        }
+        // One NIC here, several there.
+        let stand = Stand::open(control, "scripted", 1, |config| config);
+        let there = stand.descriptor("peer", (1, 1), 100, NICS);
+        let peer = stand.transport.add_or_update_peer(&there).unwrap();
+        for answer in [fails(), Answer::Error { errno: ETIMEDOUT, provider_errno: 0, after: 0 }] {
+            control.reset();
+            control.tell(Call::Post, answer, 7);
+            let handle = stand.send(peer, 1, LONG);
+            for _ in 0..NICS {
+                stand.drive();
+                stand.advance(Duration::from_millis(10));
+            }
+            assert!(handle.poll().expect("it has ended").is_ok());
+            let keys: std::collections::HashSet<u64> =
+                control.placed().iter().map(|placed| placed.key).collect();
+            assert_eq!((keys.len(), control.placed().len()), (8, 8), "{:?}", control.placed());
+        }
+        stand.assert_clean(&[peer]);
     });
 }
 

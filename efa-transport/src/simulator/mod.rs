@@ -93,6 +93,8 @@ pub struct Faults {
     pub mean_ns_between_deaths: u64,
     /// Mean time until a dead card comes back.
     pub mean_ns_dead: u64,
+    /// Cards of the sender that are dead from the start and stay so, one bit each.
+    pub dead: u128,
     /// Operations that end in an error for no reason, of a million.
     pub failures_per_million: u32,
     /// Of a million posts, how many the provider has no room for (`EAGAIN`) although there is a credit.

@@ -36,6 +36,8 @@ pub struct Report {
     pub bytes: u64,
     /// Attempts that were repeated.
     pub retries: u64,
+    /// Attempts of the slice that needed most of them.
+    pub most_attempts: u32,
     /// By card of the sender.
     pub cards: Vec<CardReport>,
     /// Latency of requests, in nanoseconds: median and 99th percentile.

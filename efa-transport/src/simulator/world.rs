@@ -8,8 +8,8 @@ use super::report::{CardReport, Report};
 use super::{Faults, Scenario, Settings};
 use crate::scheduler::health::Health;
 use crate::scheduler::queue::{Queue, Token};
-use crate::scheduler::rail::{Pace, Set, cost, least_loaded, members, partner};
-use crate::scheduler::retry::{Decision, Failure, decide};
+use crate::scheduler::rail::{Pace, Set, cost, holds, least_loaded, members, partner};
+use crate::scheduler::retry::{Decision, Failure, Tried, decide};
 use crate::scheduler::slicer::{Chunk, Stretch, longest_slice, slice};
 
 /// Failures in a row that set a card aside, as in the transport.
@@ -93,7 +93,7 @@ struct SimSlice {
     attempts: u32,
     /// The attempt that is out, if one is.
     out: Option<u64>,
-    last_card: Option<usize>,
+    tried: Tried,
     delivered: bool,
 }
 
@@ -117,6 +117,7 @@ struct World<'a> {
     bytes: u64,
     retries: u64,
     attempts: u64,
+    most_attempts: u32,
     turn: usize,
     latencies: Vec<u64>,
     violations: Vec<String>,
@@ -126,14 +127,14 @@ struct World<'a> {
 
 impl<'a> World<'a> {
     fn new(scenario: &'a Scenario) -> Self {
-        let card = |card: &Card| SimCard {
+        let card = |(index, card): (usize, &Card)| SimCard {
             card: *card,
             queue: Queue::new(card.depth, scenario.settings.window_bytes),
             health: Health::default(),
             load: 0,
             free_at: 0,
             busy_ns: 0,
-            dead: false,
+            dead: holds(scenario.faults.dead, index),
             kick_at: u64::MAX,
             report: CardReport {
                 bytes: 0,
@@ -152,7 +153,7 @@ impl<'a> World<'a> {
             random: Random(scenario.seed),
             events: BinaryHeap::new(),
             sequence: 0,
-            cards: scenario.local.cards.iter().map(card).collect(),
+            cards: (0..).zip(&scenario.local.cards).map(card).collect(),
             remote: scenario.remote.cards.iter().map(|card| (*card, 0)).collect(),
             requests: Vec::new(),
             free_requests: Vec::new(),
@@ -164,6 +165,7 @@ impl<'a> World<'a> {
             bytes: 0,
             retries: 0,
             attempts: 0,
+            most_attempts: 0,
             turn: 0,
             latencies: Vec::new(),
             violations: Vec::new(),
@@ -247,8 +249,14 @@ impl<'a> World<'a> {
         }
         self.requests[request].slices_left = lengths.len();
         for bytes in lengths {
-            let fresh =
-                SimSlice { request, bytes, attempts: 0, out: None, last_card: None, delivered: false };
+            let fresh = SimSlice {
+                request,
+                bytes,
+                attempts: 0,
+                out: None,
+                tried: Tried::default(),
+                delivered: false,
+            };
             let slice = match self.free_slices.pop() {
                 Some(slot) => {
                     self.slices[slot] = fresh;
@@ -271,12 +279,7 @@ impl<'a> World<'a> {
     }
 
     fn route(&mut self, slice: usize) {
-        let mut eligible = self.usable();
-        if let Some(avoid) = self.slices[slice].last_card
-            && eligible & !(1 << avoid) != 0
-        {
-            eligible &= !(1 << avoid);
-        }
+        let eligible = self.slices[slice].tried.other_locals(self.usable());
         self.turn = (self.turn + 1) % self.cards.len();
         let bytes = self.slices[slice].bytes;
         let chosen = least_loaded(eligible, self.turn, |index| {
@@ -363,11 +366,11 @@ impl<'a> World<'a> {
     }
 
     fn retry(&mut self, card: usize, slice: usize) {
-        self.slices[slice].last_card = Some(card);
+        let usable = self.usable();
+        let untried = self.slices[slice].tried.fail((Some(card), None), (usable, 0)).local;
         let (attempts, request) = (self.slices[slice].attempts, self.slices[slice].request);
         let deadline = self.requests[request].deadline;
-        let others = self.cards.len() > 1;
-        match decide(Failure::Rail, attempts, self.settings.retries, others, self.now, deadline) {
+        match decide(Failure::Rail, attempts, self.settings.retries, untried, self.now, deadline) {
             Decision::Retry { at } => {
                 self.retries += 1;
                 self.at(at, Event::Retry { slice });
@@ -393,7 +396,12 @@ impl<'a> World<'a> {
         }
         let mut taken = Vec::new();
         let most = share.min(self.settings.window_bytes);
-        self.cards[from].queue.take_waiting(most, |_| true, |_, bytes, slice| taken.push((bytes, slice)));
+        let slices = &self.slices;
+        self.cards[from].queue.take_waiting(
+            most,
+            |&slice| !slices[slice].tried.holds_local(to),
+            |_, bytes, slice| taken.push((bytes, slice)),
+        );
         for (bytes, slice) in taken.into_iter().rev() {
             self.cards[from].load -= bytes;
             self.cards[to].load += bytes;
@@ -466,6 +474,7 @@ impl<'a> World<'a> {
             self.violations.push("two attempts of a slice at the same time".into());
         }
         self.slices[slice].attempts += 1;
+        self.most_attempts = self.most_attempts.max(self.slices[slice].attempts);
         let bytes = self.slices[slice].bytes;
         let (locals, remotes) = (self.cards.len(), self.remote.len());
         let all = (1 << remotes) - 1;
@@ -537,6 +546,7 @@ impl<'a> World<'a> {
             failed: self.ended - self.done,
             bytes: self.bytes,
             retries: self.retries,
+            most_attempts: self.most_attempts,
             cards: cards.collect(),
             latency_ns,
             violations: self.violations,
