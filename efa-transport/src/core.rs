@@ -218,19 +218,23 @@ impl Core {
     }
 
     /// Takes a descriptor, and says what that has changed. From now on this is the peer's; nothing has been done about it yet.
-    pub(crate) fn learn(&self, bytes: &[u8]) -> Result<(Arc<Peer>, Added), Error> {
+    pub(crate) fn learn(
+        self: &Arc<Self>,
+        bytes: &[u8],
+        deadline: Instant,
+    ) -> Result<(Arc<Peer>, Added), Error> {
         let descriptor = Descriptor::decode(bytes)?;
         let (ours, theirs) = (self.lanes[0].nic.info.provider_name(), descriptor.provider.as_str());
         if !same_wire(ours, theirs) {
             let why = format!("it uses provider {theirs} and we use {ours}");
             return Err(Error::Incompatible { peer: descriptor.name, why });
         }
-        let way = self.way_to(&descriptor)?;
+        let way = self.way_to(&descriptor, deadline)?;
         Ok(self.peers.write().add(descriptor, way))
     }
 
-    pub(crate) fn add_peer(&self, bytes: &[u8]) -> Result<PeerId, Error> {
-        let (peer, added) = self.learn(bytes)?;
+    pub(crate) fn add_peer(self: &Arc<Self>, bytes: &[u8], deadline: Instant) -> Result<PeerId, Error> {
+        let (peer, added) = self.learn(bytes, deadline)?;
         let table = peer.table();
         tracing::debug!(peer = %peer.name, ?added, regions = table.regions(), "peer descriptor");
         let fabric = self.lanes.fabric(table.fabric);
@@ -297,6 +301,9 @@ impl Core {
     pub(crate) fn shut(&self, deadline: Instant) {
         if self.shut.swap(true, Ordering::AcqRel) {
             return;
+        }
+        if let Some(second) = &self.second {
+            second.shut();
         }
         while self.lanes.iter().any(|lane| lane.is_busy()) && Instant::now() < deadline {
             if self.drive_all() == 0 {

@@ -11,16 +11,19 @@
 //! a peer that restarts, which is when it would seem to be gone, would have all memory registered once more, for seconds, while it
 //! waits. What it costs meanwhile is its share of the page table entries. When they are scarce, name one fabric in the settings.
 //!
-//! It is opened in the call that adds the peer, which blocks for that long. Nothing is won by doing it elsewhere: that peer cannot be
-//! reached before, nor reach us, and what is answered to it is the descriptor that names the new endpoints. Transfers with others
-//! go on meanwhile, and other peers are added: only those that need the same fabric wait for it.
+//! A thread of its own opens it, `efa-second`, for a provider may take its time, or for ever, and registering takes as long as there is
+//! memory. The call that adds the peer waits for that, because what is answered to the peer is the descriptor that names the new
+//! endpoints; but not past its deadline. Then it fails, nothing else does, and the thread goes on: when it is done the descriptor
+//! changes, and the peer can be added. Meanwhile there are no requests to that peer that could be late, as it has not been added, or is still reached
+//! the way it was; transfers with others go on, and other peers are added: only those that need the same fabric wait for it.
 //!
 //! What there is no room for, or what cannot be opened, is said where it matters: to whoever adds the peer, or uses the memory.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use fabric_safe::Info;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::core::Core;
 use crate::descriptor::Descriptor;
@@ -36,14 +39,33 @@ pub(crate) struct Second {
     pub(crate) fabric: String,
     /// In the order of the first fabric's lanes.
     infos: Vec<Info>,
-    opening: Mutex<()>,
+    opening: Mutex<Opening>,
+    opened: Condvar,
     /// Why it could not be opened when last tried. It is not on offer then.
     failed: Mutex<Option<String>>,
 }
 
+/// What is being done about it.
+#[derive(Default)]
+struct Opening {
+    /// Since when a thread has been opening it, if one has.
+    since: Option<Instant>,
+    /// Times that it has been opened, or tried to; and how the latest went.
+    times: u64,
+    outcome: Option<Error>,
+}
+
 impl Second {
     pub(crate) fn new(fabric: String, infos: Vec<Info>) -> Self {
-        Self { fabric, infos, opening: Mutex::default(), failed: Mutex::default() }
+        let (opening, opened) = (Mutex::default(), Condvar::new());
+        Self { fabric, infos, opening, opened, failed: Mutex::default() }
+    }
+
+    /// Lets those go that wait for it, since the transport is shut down.
+    pub(crate) fn shut(&self) {
+        // Under the lock: whoever has seen that it is not shut down sleeps by now.
+        let _opening = self.opening.lock();
+        self.opened.notify_all();
     }
 }
 
@@ -54,11 +76,11 @@ impl Core {
         (self.lanes.second().is_none() && second.failed.lock().is_none()).then_some(&second.fabric)
     }
 
-    /// How a peer is reached, from what both sides have. Opens the fabric that it takes.
+    /// How a peer is reached, from what both sides have. Has the fabric opened that it takes, and waits for that until `deadline`.
     ///
     /// # Errors
-    /// [`Error::Incompatible`]: there is no such fabric, or it cannot be opened.
-    pub(crate) fn way_to(&self, descriptor: &Descriptor) -> Result<Way, Error> {
+    /// [`Error::Incompatible`]: there is no such fabric, or it cannot be opened, or not in time.
+    pub(crate) fn way_to(self: &Arc<Self>, descriptor: &Descriptor, deadline: Instant) -> Result<Way, Error> {
         let first = self.lanes.first();
         let mut ours = vec![first.offer()];
         if let Some(second) = &self.second {
@@ -75,14 +97,13 @@ impl Core {
         })?;
         let number = usize::from(chosen != first.name);
         if number == 1 {
-            self.open_second().map_err(|error| {
-                incompatible(format!("it takes fabric {chosen}, which cannot be opened here: {error}"))
-            })?;
+            self.have_second_opened(deadline)
+                .map_err(|why| incompatible(format!("it takes fabric {chosen}, which {why}")))?;
         }
         let fabric = self.lanes.fabric(number);
         Ok(Way {
             number,
-            fabric: fabric.name.clone(),
+            fabric: chosen.to_owned(),
             device: fabric.device,
             immediate_bytes: u8::try_from(fabric.immediate_bytes).unwrap_or(u8::MAX),
         })
@@ -95,10 +116,63 @@ impl Core {
         Some(Rejected { what: format!("fabric {} besides", second.fabric), why })
     }
 
-    /// Idempotent. Blocks while NICs are opened and memory is registered.
+    /// Idempotent. Blocks until a thread has opened the second fabric and registered the memory with it, at most until `deadline`; and
+    /// no longer than requests take at most if that has been going on for as long already.
+    fn have_second_opened(self: &Arc<Self>, deadline: Instant) -> Result<(), String> {
+        let Some(second) = &self.second else { return Ok(()) };
+        let cannot = |error: &Error| format!("cannot be opened here: {error}");
+        let mut opening = second.opening.lock();
+        let since = match opening.since {
+            Some(since) => since,
+            // Mostly it is open, and there is nothing to do.
+            None if self.lanes.second().is_some() && self.not_on_second().is_empty() => return Ok(()),
+            None => {
+                let core = Arc::clone(self);
+                let thread = std::thread::Builder::new().name("efa-second".into());
+                thread.spawn(move || core.open_and_tell()).map_err(|source| {
+                    let error = fabric_safe::Error::System { what: "thread", source };
+                    cannot(&Error::fabric("starting a thread", error))
+                })?;
+                *opening.since.insert(Instant::now())
+            }
+        };
+        let times = opening.times;
+        let patience = since.checked_add(self.config.request_deadline).unwrap_or(deadline);
+        while opening.times == times {
+            if self.is_shut() {
+                return Err(cannot(&Error::ShutDown));
+            }
+            if second.opened.wait_until(&mut opening, deadline.min(patience)).timed_out() {
+                let took = since.elapsed();
+                return Err(format!(
+                    "has been being opened here for {took:?}; add it again when our descriptor has changed"
+                ));
+            }
+        }
+        opening.outcome.as_ref().map_or(Ok(()), |error| Err(cannot(error)))
+    }
+
+    /// What the thread does.
+    fn open_and_tell(&self) {
+        let outcome = self.open_second();
+        let Some(second) = &self.second else { return };
+        let mut opening = second.opening.lock();
+        opening.since = None;
+        opening.times += 1;
+        opening.outcome = outcome.err();
+        second.opened.notify_all();
+    }
+
+    /// Memory that is not registered with the second fabric.
+    fn not_on_second(&self) -> Vec<Arc<RegionInner>> {
+        let regions = self.regions.lock();
+        let regions = regions.iter().filter_map(|(_, region)| region.upgrade());
+        regions.filter(|region| region.on(1).is_none()).collect()
+    }
+
+    /// Idempotent. Blocks while NICs are opened and memory is registered, however long a provider takes.
     fn open_second(&self) -> Result<(), Error> {
         let Some(second) = &self.second else { return Ok(()) };
-        let _opening = second.opening.lock();
         let mut news = self.lanes.second().is_none();
         if news {
             let opened = self.add_lanes(second);
@@ -111,9 +185,7 @@ impl Core {
             opened?;
         }
         // Whoever registers from now on sees it; what was registered before, or found no room, is in the list.
-        let regions: Vec<Arc<RegionInner>> =
-            self.regions.lock().iter().filter_map(|(_, region)| region.upgrade()).collect();
-        for region in regions {
+        for region in self.not_on_second() {
             news |= self.register_second(&region);
         }
         if news {
@@ -130,6 +202,9 @@ impl Core {
         let first = self.lanes.first();
         let ledger = first.registrar.ledger();
         let fabric = OpenFabric::open_further(&second.infos, first.range.end, ledger, &self.config)?;
+        if self.is_shut() {
+            return Err(Error::ShutDown);
+        }
         self.parking.watch(&fabric.lanes)?;
         self.lanes.add(fabric);
         tracing::info!(fabric = second.fabric, "opened for a peer that needs it");

@@ -35,6 +35,8 @@ struct Handle {
 
 /// How long dropping the last handle waits for requests that are running.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Far enough away for a deadline that is further than the clock can tell.
+const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Transport {
     /// Finds a provider, opens its NICs, and starts the progress thread. Blocks for some milliseconds.
@@ -43,7 +45,13 @@ impl Transport {
     /// [`Error::NoLibrary`], [`Error::NoProvider`] (with what was tried, and why it was not taken), [`Error::Fabric`] if not
     /// one NIC can be opened.
     pub fn open(config: Config) -> Result<Self, Error> {
-        let Choice { first, second, mut rejected } = choose(&config)?;
+        let choice = choose(&config)?;
+        Self::open_what(choice, config)
+    }
+
+    /// Opens what was chosen.
+    pub(crate) fn open_what(choice: Choice, config: Config) -> Result<Self, Error> {
+        let Choice { first, second, mut rejected } = choice;
         let (first, why, second) = match (OpenFabric::open(&first.infos, &config, &mut rejected), second) {
             (Ok(open), second) => (open, first.why, second),
             // EFA's other fabric may still work.
@@ -151,11 +159,24 @@ impl Transport {
     /// whoever answers a peer takes the peer's descriptor first and gives its own then. A peer that has yet to do so is
     /// [stale](PeerState::stale) from the beginning.
     ///
+    /// Blocks for that only, and no longer than [`Config::request_deadline`].
+    ///
     /// # Errors
     /// [`Error::Descriptor`] whatever the bytes are; [`Error::Incompatible`] if its provider is not ours, or there is no fabric that
-    /// both sides have and that can be opened here.
+    /// both sides have and that can be opened here in time. What takes longer goes on: when it is done the descriptor changes, and the
+    /// peer can be added.
     pub fn add_or_update_peer(&self, descriptor: &[u8]) -> Result<PeerId, Error> {
-        self.0.core.add_peer(descriptor)
+        let limit = self.0.core.config.request_deadline;
+        let deadline = Instant::now().checked_add(limit).unwrap_or_else(|| Instant::now() + A_YEAR);
+        self.add_or_update_peer_until(descriptor, deadline)
+    }
+
+    /// The same with a deadline of the caller's. One that has passed already does not block at all.
+    ///
+    /// # Errors
+    /// As [`add_or_update_peer`](Self::add_or_update_peer).
+    pub fn add_or_update_peer_until(&self, descriptor: &[u8], deadline: Instant) -> Result<PeerId, Error> {
+        self.0.core.add_peer(descriptor, deadline)
     }
 
     /// Forgets a peer. Requests that are running run on.

@@ -145,7 +145,7 @@ fn nothing_of_a_former_life_of_a_peer_is_sent_again() {
         control.reset();
         control.tell(Call::Post, fails(), 1);
         let handle = stand.send(peer, 1, LONG);
-        stand.core().learn(&stand.descriptor("peer", (3, 1), 300, 2)).unwrap();
+        stand.core().learn(&stand.descriptor("peer", (3, 1), 300, 2), Instant::now()).unwrap();
         stand.drive();
         assert!(matches!(handle.poll(), Some(Err(Error::PeerStale { .. }))));
         assert_eq!(control.placed().len(), 1);

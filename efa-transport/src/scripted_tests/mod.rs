@@ -2,6 +2,7 @@
 //! nobody driving the NICs but the test. What happens in such a test happens the same way each time.
 
 mod cases;
+mod opening;
 mod schedules;
 #[path = "../../tests/common/scripted.rs"]
 mod scripted;
@@ -16,6 +17,7 @@ use scripted_provider::{Control, Placed};
 use crate::clock::{BY_HAND, nanos};
 use crate::core::Core;
 use crate::descriptor::Descriptor;
+use crate::provider::{Choice, choose};
 use crate::{Access, Batch, BatchHandle, Config, Event, PeerId, Provider, Region, Request, Shape, Transport};
 
 const EIO: i32 = 5;
@@ -35,13 +37,27 @@ struct Stand {
 
 impl Stand {
     fn open(control: Control, provider: &str, nics: usize, change: impl FnOnce(Config) -> Config) -> Self {
+        Self::open_with(control, provider, nics, change, |_| {})
+    }
+
+    /// The same with other cards than were found, or more.
+    fn open_with(
+        control: Control,
+        provider: &str,
+        nics: usize,
+        change: impl FnOnce(Config) -> Config,
+        rechoose: impl FnOnce(&mut Choice),
+    ) -> Self {
         control.reset();
         if BY_HAND.load(Ordering::SeqCst) == 0 {
             BY_HAND.store(1_000_000_000, Ordering::SeqCst);
         }
         let config = Config::new().name("here").provider(Provider::parse(provider));
         let config = config.endpoints_per_nic(nics).same_process_copy(false);
-        let transport = Transport::open(change(config)).expect("the scripted provider");
+        let config = change(config);
+        let mut choice = choose(&config).expect("the scripted provider");
+        rechoose(&mut choice);
+        let transport = Transport::open_what(choice, config).expect("the scripted provider");
         // For the progress thread somebody else drives from now on. It looks at that each time that it wakes.
         let core = transport.core();
         core.drivers.fetch_add(1, Ordering::SeqCst);

@@ -1,7 +1,7 @@
 //! The provider's state: answers to give, operations outstanding, what is open. One lock around all of it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use crate::script::{Answer, Call, Counts, Faults, Placed};
 
@@ -78,10 +78,15 @@ impl QueueState {
     }
 }
 
+/// Tells calls that hang that the answers have been forgotten.
+static FORGOTTEN: Condvar = Condvar::new();
+
 /// Everything.
 #[derive(Default)]
 pub(crate) struct World {
     answers: [VecDeque<(Answer, u32)>; Call::COUNT],
+    /// How often they have been forgotten.
+    forgotten: u64,
     happened: Counts,
     pub(crate) faults: Faults,
     /// Open objects that are not regions.
@@ -121,6 +126,12 @@ pub(crate) fn world() -> MutexGuard<'static, World> {
 /// What the provider writes into a context, to see whether it stays: 32 bytes (`FI_CONTEXT`).
 const PATTERN: [u64; 4] = [0x5c71_97ed_0000_0001, 2, 3, 0x5c71_97ed_0000_0004];
 
+/// Waits as long as a call hangs that has been answered so.
+pub(crate) fn hang(world: MutexGuard<'static, World>) -> MutexGuard<'static, World> {
+    let since = world.forgotten;
+    FORGOTTEN.wait_while(world, |world| world.forgotten == since).unwrap_or_else(PoisonError::into_inner)
+}
+
 impl World {
     pub(crate) fn tell(&mut self, call: Call, answer: Answer, times: u32) {
         if times > 0 {
@@ -131,6 +142,8 @@ impl World {
     pub(crate) fn forget_answers(&mut self) {
         self.answers = Default::default();
         self.ruined.clear();
+        self.forgotten += 1;
+        FORGOTTEN.notify_all();
     }
 
     pub(crate) fn reset(&mut self) {
