@@ -214,6 +214,74 @@ fn self_cost(report: &str, object: &str) -> u64 {
     sum
 }
 
+/// Messages a second of [`sparse`].
+const RATES: [u32; 4] = [1, 10, 100, 1000];
+
+/// Processor time of another process, of all its threads.
+fn processor_time(process: u32) -> Result<Duration> {
+    let mut sum = 0;
+    for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        sum += text.split_whitespace().next().ok_or("schedstat")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(sum))
+}
+
+/// The share of a processor that a target takes, in percent, while `rate` messages a second are sent for a while.
+fn share(target: u32, rate: u32, span: Duration, mut send: impl FnMut() -> Result<()>) -> Result<f64> {
+    let pause = Duration::from_secs(1) / rate;
+    // What the first message takes is not the question.
+    send()?;
+    std::thread::sleep(pause.min(Duration::from_millis(100)));
+    let (began, before) = (Instant::now(), processor_time(target)?);
+    let mut next = began;
+    while began.elapsed() < span {
+        next += pause;
+        send()?;
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    let took = processor_time(target)?.saturating_sub(before);
+    Ok(100.0 * took.as_secs_f64() / began.elapsed().as_secs_f64())
+}
+
+/// What it costs a target that now and then somebody writes 4 KiB there, beside a bare one that sleeps until it is woken.
+fn sparse(bench: &mut Bench, provider: &str) -> Result<()> {
+    let span = Duration::from_millis(if bench.options().quick { 500 } else { 3000 });
+    for rate in RATES {
+        let case = |who| format!("step=sparse size={BLOCK} rate={rate} nics=1 provider={provider} who={who}");
+        if !bench.wants(&case("ours")) {
+            continue;
+        }
+        // Without one, whoever measures something else says that it is not here.
+        let Ok(transport) = Transport::open(common::config(provider, 1, "initiator")) else { return Ok(()) };
+        let wait_objects = transport.describe().nics.iter().all(|nic| nic.wait_object);
+        let mut target = Target::start(provider, 1, "target", BLOCK);
+        let peer = target.meet(&transport);
+        transport.warm_up(peer, soon())?;
+        let region = memory(&transport, BLOCK);
+        let mut batch = Batch::new();
+        let ours = share(target.process(), rate, span, || {
+            batch.push(Request::write(peer, &region, region.addr(), target.addr, BLOCK as u64))?;
+            Ok(transport.submit(&mut batch)?.wait()?)
+        })?;
+        transport.shutdown(soon());
+        drop(target);
+        bench.case(case("ours")).count(Metric::Cpu, ours, None)?;
+        // Where nothing wakes it, a bare one can only look all the time.
+        if wait_objects {
+            let mut bare = bare::Bare::start(provider, 1, BLOCK)?;
+            bare.doze()?;
+            let process = bare.target().ok_or("a target of its own")?;
+            let bare = share(process, rate, span, || bare.one(0, true, BLOCK))?;
+            bench.case(case("bare")).count(Metric::Cpu, bare, None)?;
+            eprintln!("{provider}, {rate} messages a second: {ours:.3} % of a processor, bare {bare:.3} %");
+        } else {
+            eprintln!("{provider}, {rate} messages a second: {ours:.3} % of a processor");
+        }
+    }
+    Ok(())
+}
+
 // Links the crate, so that cargo builds its library.
 use scripted_provider as _;
 
@@ -271,6 +339,7 @@ fn main() -> Result<()> {
         let case = format!("nics=1 provider={provider}");
         let waits = |on: bool| format!("step=idle {case} wait_object={on}");
         let slices = format!("op=write size=65536 batch=1000 {case}");
+        sparse(&mut bench, provider)?;
         if ![&slices, &waits(true), &waits(false)].into_iter().any(|name| bench.wants(name)) {
             continue;
         }

@@ -165,6 +165,7 @@ impl Rendezvous {
 
 /// What a target is told by one byte.
 const GO: u8 = 1;
+const DOZE: u8 = 2;
 const REST: u8 = 0;
 
 impl Bare {
@@ -229,6 +230,17 @@ impl Bare {
     pub(crate) fn go(&mut self) -> Result<()> {
         self.line.write_all(&[GO])?;
         self.answer(GO)
+    }
+
+    /// From now on the target sleeps until the provider wakes it, each time, where it has one card and a queue that can be waited for.
+    pub(crate) fn doze(&mut self) -> Result<()> {
+        self.line.write_all(&[DOZE])?;
+        self.answer(DOZE)
+    }
+
+    /// The target's process, if it has one of its own.
+    pub(crate) fn target(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     fn answer(&mut self, expected: u8) -> Result<()> {
@@ -354,24 +366,25 @@ fn make_progress(order: &str, shared: Option<Arc<Mapping>>) -> Result<()> {
     let mut told = [REST];
     while line.read(&mut told)? > 0 {
         line.write_all(&told)?;
-        if told == [GO] {
+        if told != [REST] {
             line.set_nonblocking(true)?;
-            look_until_told(&mut opened, &line)?;
+            let nap = Duration::from_millis(if told == [DOZE] { 50 } else { 1 });
+            look_until_told(&mut opened, &line, nap)?;
             line.set_nonblocking(false)?;
         }
     }
     Ok(())
 }
 
-/// Reads the completion queues until there is something to read on the line.
-fn look_until_told(cards: &mut [(BareCard, Address)], line: &TcpStream) -> Result<()> {
+/// Reads the completion queues until there is something to read on the line, which is looked at after each nap.
+fn look_until_told(cards: &mut [(BareCard, Address)], line: &TcpStream, nap: Duration) -> Result<()> {
     let mut looks = 0;
     loop {
         for (card, _) in &mut *cards {
             card.poll()?;
         }
         let slept = match cards {
-            [(card, _)] => card.queue.wait(&mut card.batch, Duration::from_millis(1)).is_ok(),
+            [(card, _)] => card.queue.wait(&mut card.batch, nap).is_ok(),
             _ => false,
         };
         if !slept {

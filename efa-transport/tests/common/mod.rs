@@ -264,6 +264,17 @@ impl Target {
         }
     }
 
+    /// Its process.
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Stops it where it is: it is there and does nothing.
+    pub(crate) fn stop(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stopping the target");
+    }
+
     /// Ends it without a warning.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("killing the target");
