@@ -20,6 +20,11 @@ const ATTENTIVE_ON_TIMER: Duration = Duration::from_micros(200);
 /// The same after a wait object has told of something: the next message may be on its way, and to be woken for it takes longer
 /// than to read it.
 const ATTENTIVE_TO_FACTS: Duration = Duration::from_micros(200);
+/// The same when facts have been further apart than [`FAR`]: to be attentive was of no use, and took most of the processor time that a
+/// message now and then costs. What comes in parts comes sooner than that.
+const ATTENTIVE_TO_FEW: Duration = Duration::from_micros(20);
+/// A gap between facts that attention would not have bridged.
+const FAR: Duration = Duration::from_micros(400);
 /// A sleep on wait objects that was shorter was none: something was there, or the provider says so whenever it is asked.
 pub(crate) const SHORTEST: Duration = Duration::from_micros(20);
 /// So many of those in a row without any activity, and the wait objects are not believed until there is some. (The queues of `net`
@@ -37,7 +42,7 @@ const CHANCE_COLD: Duration = Duration::from_micros(5);
 const NEW_USUAL: u32 = 200_000;
 
 /// How long it usually takes to find nothing.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Usual {
     time: Option<Duration>,
     exceptions: u32,
@@ -98,13 +103,16 @@ pub(crate) enum Next {
 }
 
 /// The state of one thread that drives. Pure: time is handed in.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Idler {
     /// Whether there are wait objects.
     wait_objects: bool,
     hot: Usual,
     cold: Usual,
     active_until: Instant,
+    /// The latest fact, and how long it is worth looking for another one.
+    fact: Option<Instant>,
+    attentive: Duration,
     /// The next reading comes after a sleep.
     slept: bool,
     /// Readings since the latest sleep.
@@ -120,6 +128,8 @@ impl Idler {
             hot: Usual::default(),
             cold: Usual::default(),
             active_until: now,
+            fact: None,
+            attentive: ATTENTIVE_TO_FACTS,
             slept: false,
             readings: 0,
             strikes: 0,
@@ -165,12 +175,24 @@ impl Idler {
             }
             Seen::Nothing => return,
             Seen::Guess => self.active_until.max(now + ATTENTIVE),
-            Seen::Fact => now + ATTENTIVE_TO_FACTS,
+            Seen::Fact => now + self.attentive_after(now),
         };
         self.pause = FIRST;
         if seen == Seen::Fact || !cold {
             self.strikes = 0;
         }
+    }
+
+    /// How long to look for the next fact after this one: as long as it is likely to come meanwhile, by how the latest have come.
+    fn attentive_after(&mut self, fact: Instant) -> Duration {
+        let gap = self.fact.replace(fact).map(|before| fact.saturating_duration_since(before));
+        match gap {
+            Some(gap) if gap > FAR => self.attentive = ATTENTIVE_TO_FEW,
+            Some(gap) if gap > ATTENTIVE_TO_FEW => self.attentive = ATTENTIVE_TO_FACTS,
+            // Parts of the same, which tell nothing about the next.
+            _ => {}
+        }
+        self.attentive
     }
 
     /// Whether the next reading is the first one after a sleep.
@@ -306,7 +328,7 @@ mod tests {
     #[test]
     fn what_a_wait_object_tells_keeps_awake_for_longer_than_a_guess() {
         let now = Instant::now();
-        let attentive = |seen| {
+        let attentive = |seen: Seen| {
             let mut idler = Idler::new(true, now);
             idler.saw(seen, now);
             idler.saw(Seen::Silence, now);
@@ -321,6 +343,31 @@ mod tests {
         idler.saw(Seen::Fact, now);
         idler.saw(Seen::Guess, now + Duration::from_micros(1));
         assert_eq!(idler.next(false, now + Duration::from_micros(190)), Next::Look);
+    }
+
+    /// Catches: a thread that stays awake after each of few messages, which costs more than the messages; one that sleeps between those
+    /// of a conversation, or is taken in by the parts of one message.
+    #[test]
+    fn few_facts_do_not_keep_awake() {
+        let start = Instant::now();
+        let mut idler = Idler::new(true, start);
+        let mut now = start;
+        // How long it stays awake after a fact that comes so long after the one before.
+        let mut awake_after = |gap: u64| {
+            now += Duration::from_micros(gap);
+            idler.saw(Seen::Fact, now);
+            let mut later = idler.clone();
+            later.saw(Seen::Silence, now);
+            (0..1000).find(|&us| later.next(false, now + Duration::from_micros(us)) == Next::Block)
+        };
+        assert_eq!(awake_after(0), Some(200), "nothing is known yet");
+        assert_eq!(awake_after(1000), Some(20));
+        assert_eq!(awake_after(5), Some(20), "a part of the same");
+        assert_eq!(awake_after(1_000_000), Some(20));
+        assert_eq!(awake_after(60), Some(200), "a conversation begins");
+        assert_eq!(awake_after(150), Some(200));
+        assert_eq!(awake_after(3), Some(200), "a part of the same");
+        assert_eq!(awake_after(401), Some(20), "and has ended");
     }
 
     /// Catches: wait objects that nobody believes any more although they have told the truth since, so that the thread wakes up on
