@@ -93,7 +93,7 @@ struct Rare {
 pub(crate) enum Part {
     /// Others are still under way.
     Running,
-    /// It has ended; whoever is told counts it with [`BatchState::requests_ended`].
+    /// It has ended; whoever is told counts it with [`BatchState::slices_gone`].
     Ended,
     /// The slice with the immediate may start now.
     Gate(Stray),
@@ -117,6 +117,8 @@ pub(crate) struct BatchState {
     failed: AtomicUsize,
     /// Slices that exist: queued, or possibly still touching memory here or at the peer.
     alive: AtomicUsize,
+    /// Its handle is gone.
+    let_go: AtomicBool,
 }
 
 #[derive(Default)]
@@ -139,6 +141,7 @@ impl BatchState {
             running: AtomicUsize::new(0),
             failed: AtomicUsize::new(0),
             alive: AtomicUsize::new(0),
+            let_go: AtomicBool::new(false),
         }
     }
 
@@ -151,7 +154,10 @@ impl BatchState {
         peers: impl Fn() -> P,
     ) -> Result<(), Error> {
         self.requests.clear();
-        self.rare.get_mut().clear();
+        let rare = self.rare.get_mut();
+        if !rare.is_empty() {
+            rare.clear();
+        }
         let mut latest = None;
         let mut parties = 0;
         for (id, immediate) in requests {
@@ -171,6 +177,7 @@ impl BatchState {
         *self.running.get_mut() = self.requests.len();
         *self.failed.get_mut() = 0;
         *self.alive.get_mut() = 0;
+        *self.let_go.get_mut() = false;
         self.inner.get_mut().waker = None;
         *self.listened.get_mut() = false;
         Ok(())
@@ -212,6 +219,12 @@ impl BatchState {
     pub(crate) fn add_slices(&self, party: u32, count: usize) {
         self.alive.fetch_add(count, Ordering::Relaxed);
         self.parties[party as usize].peer.alive.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// The same for a batch that has one slice.
+    pub(crate) fn add_only_slice(&self) {
+        self.alive.store(1, Ordering::Relaxed);
+        self.parties[0].peer.alive.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Keeps the slice with the immediate until all others of its request have ended well.
@@ -283,14 +296,24 @@ impl BatchState {
         }
     }
 
-    /// So many slices to one peer are over.
+    /// So many slices to one peer are over, and so many requests have ended with them.
     #[inline]
-    pub(crate) fn slices_gone(&self, party: u32, count: u32) {
-        let count = count as usize;
-        self.parties[party as usize].peer.alive.fetch_sub(count, Ordering::Release);
-        if self.alive.fetch_sub(count, Ordering::SeqCst) == count && self.has_ended() {
-            self.wake();
+    pub(crate) fn slices_gone(&self, party: u32, slices: u32, requests: u32) {
+        let (slices, requests) = (slices as usize, requests as usize);
+        self.parties[party as usize].peer.alive.fetch_sub(slices, Ordering::Release);
+        if requests == 0 {
+            if self.alive.fetch_sub(slices, Ordering::SeqCst) == slices && self.has_ended() {
+                self.wake();
+            }
+            return;
         }
+        // As in `slices_done`: if there are no others, nobody else changes the count. Whoever sees the requests ended sees this, too.
+        if self.alive.load(Ordering::Acquire) == slices {
+            self.alive.store(0, Ordering::Release);
+        } else {
+            self.alive.fetch_sub(slices, Ordering::AcqRel);
+        }
+        self.requests_ended(requests);
     }
 
     fn wake(&self) {
@@ -531,7 +554,18 @@ impl Drop for BatchHandle {
 }
 
 impl BatchState {
-    /// Requests that ended well, and that failed. Each batch is asked once.
+    /// Its handle goes.
+    #[inline]
+    pub(crate) fn let_go(&self) {
+        self.let_go.store(true, Ordering::Release);
+    }
+
+    /// Whether it is over and has no handle any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.let_go.load(Ordering::Acquire) && self.has_ended()
+    }
+
+    /// Requests that ended well, and that failed.
     pub(crate) fn tally(&self) -> (u64, u64) {
         let failed = self.failed.load(Ordering::Acquire) as u64;
         (self.requests.len() as u64 - failed, failed)

@@ -1,6 +1,7 @@
 //! The batches of a transport: those that run, whose deadlines are watched, and spare ones to be used again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::batch::BatchState;
@@ -18,9 +19,22 @@ pub(crate) struct Batches {
     slots: Vec<Slot>,
     /// Those that no batch has. The one that was given back last comes first: it is still in the cache.
     free: Vec<u32>,
-    /// Requests that ended well and that failed, of batches whose handle is gone.
+    /// Requests that ended well and that failed, of batches whose slots have been given back.
     done: u64,
     failed: u64,
+}
+
+/// No slot.
+const NONE: u32 = u32::MAX;
+
+/// The slot that was taken last. Whose handle goes need not give that one back, which is a lock less: the next batch looks there first.
+/// If none comes, [`Batches::expire`] finds it.
+pub(crate) struct Latest(AtomicU32);
+
+impl Default for Latest {
+    fn default() -> Self {
+        Self(AtomicU32::new(NONE))
+    }
 }
 
 struct Slot {
@@ -40,7 +54,24 @@ pub(crate) struct Expired {
 
 impl Batches {
     /// Takes a slot that nobody uses: a lot that has just ended may still be about to let go of its batch.
-    fn take(&mut self) -> u32 {
+    fn take(&mut self, latest: &Latest) -> u32 {
+        let slot = latest.0.load(Ordering::Relaxed);
+        if let Some(Slot { state, taken: true }) = self.slots.get(slot as usize)
+            && Arc::strong_count(state) == 1
+            && state.has_ended()
+        {
+            let (done, failed) = state.tally();
+            self.done += done;
+            self.failed += failed;
+            return slot;
+        }
+        let slot = self.take_another();
+        latest.0.store(slot, Ordering::Relaxed);
+        slot
+    }
+
+    #[inline(never)] // of batches that follow each other, each finds the slot of the one before
+    fn take_another(&mut self) -> u32 {
         let unused = |&slot: &u32| Arc::strong_count(&self.slots[slot as usize].state) == 1;
         if let Some(at) = self.free.iter().rposition(unused) {
             return self.free.swap_remove(at);
@@ -85,8 +116,10 @@ impl Batches {
     }
 
     /// Requests that ended well and that failed, of batches whose handle is gone.
-    pub(crate) const fn ended(&self) -> (u64, u64) {
-        (self.done, self.failed)
+    pub(crate) fn ended(&self) -> (u64, u64) {
+        let over = self.slots.iter().filter(|slot| slot.taken && slot.state.is_over());
+        over.map(|slot| slot.state.tally())
+            .fold((self.done, self.failed), |sum, tally| (sum.0 + tally.0, sum.1 + tally.1))
     }
 }
 
@@ -98,7 +131,7 @@ impl Core {
         deadline: (u64, Duration),
     ) -> Result<(u32, Arc<BatchState>), Error> {
         let mut batches = self.batches.lock();
-        let slot = batches.take();
+        let slot = batches.take(&self.latest_batch);
         let entry = &mut batches.slots[slot as usize];
         let requests = batch.requests.iter().map(|stored| (stored.peer, stored.immediate));
         // What has this one owner, under this lock, nobody can clone meanwhile; and there are no weak ones.
@@ -106,6 +139,7 @@ impl Core {
             Arc::get_mut(&mut entry.state).expect("`take` gives a slot whose state nobody else holds");
         if let Err(error) = state.fill(deadline, requests, || self.peers()) {
             state.clear();
+            entry.taken = false;
             batches.free.push(slot);
             return Err(error);
         }
@@ -118,10 +152,11 @@ impl Core {
 
     /// The handle is gone; a batch that still runs is watched on.
     pub(crate) fn let_run(&self, slot: u32, state: &BatchState) {
-        if state.has_ended() {
-            self.batches.lock().give_back(slot);
-        } else {
+        state.let_go();
+        if !state.has_ended() {
             self.wake_progress();
+        } else if self.latest_batch.0.load(Ordering::Relaxed) != slot {
+            self.batches.lock().give_back(slot);
         }
     }
 

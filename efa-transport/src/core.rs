@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fabric_safe::Access;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
-use crate::batches::Batches;
+use crate::batches::{Batches, Latest};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::descriptor::{ChunkEntry, Descriptor, NicEntry, OnFabric};
@@ -46,6 +46,7 @@ pub(crate) struct Core {
     pub(crate) events: Events,
     pub(crate) arrivals: Arrivals,
     pub(crate) batches: Mutex<Batches>,
+    pub(crate) latest_batch: Latest,
     pub(crate) staging: Mutex<Vec<Staging>>,
     /// Peers' cards have refused ours as strangers.
     pub(crate) every_rail: AtomicBool,
@@ -90,6 +91,7 @@ impl Core {
             events: Events::new(),
             arrivals: Arrivals::new(),
             batches: Mutex::default(),
+            latest_batch: Latest::default(),
             staging: Mutex::default(),
             every_rail: AtomicBool::new(false),
             left: Mutex::default(),

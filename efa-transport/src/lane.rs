@@ -77,7 +77,7 @@ pub(crate) struct Lane {
     pub(crate) seat: Seat,
     pub(crate) nic: Nic,
     pub(crate) state: Mutex<LaneState>,
-    /// Bytes queued and in flight, and so much for each slice; what the choice of rails goes by.
+    /// Bytes queued and in flight, and so much for each slice; what the choice of rails goes by. Changed with the lane's lock only.
     pub(crate) load: AtomicU64,
     /// Until when the NIC is set aside; a copy of what `health` says.
     pub(crate) aside_until: AtomicU64,
@@ -93,7 +93,7 @@ pub(crate) struct Lane {
 
 #[derive(Debug, Default)]
 pub(crate) struct LaneCounters {
-    /// These four are changed with the lane's lock only: see [`bump`].
+    /// These four are changed with the lane's lock only, as is its load: see [`bump`].
     pub(crate) bytes_written: AtomicU64,
     pub(crate) bytes_read: AtomicU64,
     pub(crate) slices: AtomicU64,
@@ -182,15 +182,21 @@ impl Lane {
         len + crate::scheduler::rail::PER_SLICE
     }
 
-    /// Counts slices of this [weight](Self::weight) before they are pushed, so that the next choice knows of them.
+    /// Counts slices of this [weight](Self::weight), with the lane's lock, when they are pushed.
     #[inline]
     pub(crate) fn expect(&self, weight: u64) {
-        self.load.fetch_add(weight, Ordering::Relaxed);
+        bump(&self.load, weight);
+    }
+
+    /// Slices of this weight have left, whichever way. With the lane's lock.
+    #[inline]
+    pub(crate) fn unload(&self, weight: u64) {
+        bump(&self.load, weight.wrapping_neg());
     }
 
     #[inline]
     pub(crate) fn let_go(&self, len: u64) {
-        self.load.fetch_sub(Self::weight(len), Ordering::Relaxed);
+        self.unload(Self::weight(len));
     }
 
     /// Whether it is not set aside.

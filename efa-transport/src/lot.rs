@@ -50,15 +50,15 @@ pub(crate) struct Lot {
 impl Lot {
     /// For the slice `cut`, and those that are added.
     pub(crate) fn new(
-        batch: &Arc<BatchState>,
-        region: &Arc<RegionInner>,
+        batch: Arc<BatchState>,
+        region: Arc<RegionInner>,
         party: u32,
         op: Op,
         cut: &Cut,
     ) -> Self {
         Self {
-            batch: Arc::clone(batch),
-            region: Arc::clone(region),
+            batch,
+            region,
             party,
             local_chunk: cut.local_chunk,
             remote_chunk: cut.remote_chunk,
@@ -139,11 +139,11 @@ impl Lot {
         self.batch.requests.get(request as usize)?.immediate.map(u64::from)
     }
 
-    /// So many slices are over: nothing touches memory for them any more.
+    /// So many slices are over: nothing touches memory for them any more. So many requests have ended with them.
     #[inline]
-    pub(crate) fn slices_gone(&mut self, count: u32) {
+    pub(crate) fn slices_gone(&mut self, count: u32, requests: u32) {
         self.slices -= count;
-        self.batch.slices_gone(self.party, count);
+        self.batch.slices_gone(self.party, count, requests);
     }
 
     /// A lot of its own for one slice that leaves.
@@ -170,7 +170,7 @@ impl Drop for Lot {
             }
             None => self.batch.fail_all(&Error::ShutDown),
         }
-        self.slices_gone(self.slices);
+        self.slices_gone(self.slices, 0);
     }
 }
 
@@ -237,11 +237,11 @@ impl Lots {
         self.0.get_mut(number as usize)
     }
 
-    /// So many slices of a lot are over; with the last one the lot goes.
+    /// So many slices of a lot are over, and so many requests have ended with them; with the last slice the lot goes.
     #[inline]
-    pub(crate) fn end(&mut self, number: u32, slices: u32) {
+    pub(crate) fn end(&mut self, number: u32, slices: u32, requests: u32) {
         if let Some(Cargo::Lot(lot)) = self.0.get_mut(number as usize) {
-            lot.slices_gone(slices);
+            lot.slices_gone(slices, requests);
             if lot.slices == 0 {
                 self.0.remove(number as usize);
             }

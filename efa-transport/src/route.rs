@@ -11,7 +11,7 @@ use crate::lane::{Context, Lane, LaneState, Left, Outcome, bump};
 use crate::lot::{Cargo, Lot, Stray, Taken};
 use crate::region::RegionInner;
 use crate::request::Op;
-use crate::scheduler::rail::{Chooser, Set, cost, members, partners};
+use crate::scheduler::rail::{Chooser, Set, cost, members, only, partners};
 use crate::scheduler::slicer::Cut;
 use crate::slice::Piece;
 
@@ -52,7 +52,7 @@ impl Kind<'_> {
     /// A lot for one slice, and those that are added.
     #[inline(never)]
     pub(crate) fn lot(&self, cut: &Cut) -> Lot {
-        Lot::new(self.batch, self.region, self.party, self.op, cut)
+        Lot::new(Arc::clone(self.batch), Arc::clone(self.region), self.party, self.op, cut)
     }
 }
 
@@ -168,8 +168,8 @@ impl Core {
         (chooser, turn): (&mut Chooser, usize),
         staged: impl Fn(usize) -> u64,
     ) -> Option<usize> {
-        if eligible.is_power_of_two() {
-            return Some(eligible.trailing_zeros() as usize);
+        if let Some(only) = only(eligible) {
+            return Some(only);
         }
         let far = |index: usize| near & (1 << index) == 0;
         chooser.choose(
@@ -204,10 +204,10 @@ impl Core {
     /// Lets a lane admit slices of this weight, and posts what can be posted.
     #[inline]
     pub(crate) fn give(&self, lane: &Lane, weight: u64, now: u64, admit: impl FnOnce(&mut LaneState)) {
-        lane.expect(weight);
         let mut outcome = Outcome::default();
         {
             let mut state = lane.state.lock();
+            lane.expect(weight);
             admit(&mut state);
             lane.post(&mut state, &Context::new(self, Some(now)), &mut outcome);
         }

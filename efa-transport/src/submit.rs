@@ -7,11 +7,11 @@ use crate::clock::nanos;
 use crate::core::Core;
 use crate::error::Error;
 use crate::lane::Lane;
-use crate::lot::Stray;
+use crate::lot::{Lot, Stray};
 use crate::region::RegionInner;
 use crate::request::{Batch, Range, Stored};
 use crate::route::{Kind, Staged};
-use crate::scheduler::rail::{Chooser, Set};
+use crate::scheduler::rail::{Chooser, Set, only};
 use crate::scheduler::slicer::{Cut, Hole, Stretch, longest_slice, slice};
 use crate::slice::Piece;
 
@@ -94,7 +94,7 @@ impl Rails {
     const NONE: Self = Self { chunks: (u32::MAX, u32::MAX), eligible: 0, first: 0, only: usize::MAX };
 
     fn new(chunks: (u32, u32), eligible: Set, first: usize) -> Self {
-        let only = if eligible.is_power_of_two() { eligible.trailing_zeros() as usize } else { usize::MAX };
+        let only = only(eligible).unwrap_or(usize::MAX);
         Self { chunks, eligible, first, only }
     }
 }
@@ -129,17 +129,17 @@ impl Core {
         let now = self.clock.now();
         let deadline = now.saturating_add(nanos(limit));
         let (slot, state) = self.begin(batch, (deadline, limit))?;
-        if shortcut && self.send_alone(&state, batch, now) {
-            batch.clear();
-        } else {
+        if !(shortcut && self.send_alone(&state, batch, now)) {
             self.send_all(&state, batch, now);
         }
         Ok(BatchHandle::new(state, Arc::clone(self), slot))
     }
 
     /// Sends the only request of a batch if it is one range on either side, in one chunk, for one operation: what takes the other
-    /// way is gathered with its neighbours, and this has none. False if it is not like that; then nothing has happened.
-    fn send_alone(&self, state: &Arc<BatchState>, batch: &Batch, now: u64) -> bool {
+    /// way is gathered with its neighbours, and this has none. False if it is not like that; then nothing has happened. The batch is
+    /// empty otherwise.
+    #[inline]
+    fn send_alone(&self, state: &Arc<BatchState>, batch: &mut Batch, now: u64) -> bool {
         let ([stored], [here], [there]) = (&batch.requests[..], &batch.local[..], &batch.remote[..]) else {
             return false;
         };
@@ -149,7 +149,10 @@ impl Core {
         if stored.immediate.is_some() || stored.bytes > longest {
             return false;
         }
-        let Ok(second) = self.prepare(state, 0, stored, batch, now) else { return true };
+        let Ok(second) = self.prepare(state, 0, stored, batch, now) else {
+            batch.clear();
+            return true;
+        };
         let region = second.as_ref().unwrap_or(&stored.region);
         let chunks = (region.chunk_at(here.at), party.table.chunk_at(there.at, stored.op));
         let (Some(local), Some(remote)) = chunks else { return false };
@@ -158,8 +161,8 @@ impl Core {
         }
         let chunks = (local.index, remote.index);
         let eligible = self.eligible(region, party, chunks, self.usable(now), now);
-        let lane = if eligible.is_power_of_two() {
-            Some(eligible.trailing_zeros() as usize)
+        let lane = if let Some(only) = only(eligible) {
+            Some(only)
         } else {
             let turn = (&mut Chooser::default(), fabric.range.start + self.turn_of_one());
             self.choose(eligible, region.near, stored.bytes, turn, |_| 0)
@@ -172,8 +175,12 @@ impl Core {
             local_chunk: local.index,
             remote_chunk: remote.index,
         };
-        let lot = Kind { batch: state, region, party: 0, op: stored.op }.lot(&cut);
-        state.add_slices(0, 1);
+        // The lot keeps the memory registered from now on, as the batch has until now.
+        let Some(stored) = batch.requests.pop() else { return false };
+        let region = second.unwrap_or(stored.region);
+        let lot = Lot::new(Arc::clone(state), region, 0, stored.op, &cut);
+        batch.clear();
+        state.add_only_slice();
         self.give(lane, Lane::weight(cut.len), now, |lane| lane.admit(lot, &[Piece::new(0, &cut)]));
         true
     }

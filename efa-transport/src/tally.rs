@@ -74,7 +74,7 @@ impl<'a> Tally<'a> {
         self.close_request(lots, outcome);
         self.close_lot(lots);
         if self.weight > 0 {
-            self.lane.load.fetch_sub(std::mem::take(&mut self.weight), Ordering::Relaxed);
+            self.lane.unload(std::mem::take(&mut self.weight));
         }
     }
 
@@ -112,11 +112,7 @@ impl<'a> Tally<'a> {
         match lots.get_mut(number) {
             Some(Cargo::Lot(lot)) => {
                 self.count_lot(lot, slices, bytes);
-                let ended = std::mem::take(&mut self.requests_ended);
-                if ended > 0 {
-                    lot.batch.requests_ended(ended as usize);
-                }
-                lots.end(number, slices);
+                lots.end(number, slices, std::mem::take(&mut self.requests_ended));
             }
             Some(Cargo::Probe(_)) => self.probe_ended(number, lots),
             None => {}

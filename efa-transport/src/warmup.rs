@@ -249,8 +249,9 @@ impl Core {
                 shared: Arc::clone(shared),
                 told: false,
             };
+            let mut state = self.lanes[local].state.lock();
             self.lanes[local].expect(Lane::weight(0));
-            self.lanes[local].state.lock().admit_probe(probe);
+            state.admit_probe(probe);
         }
     }
 

@@ -37,6 +37,19 @@ pub const fn holds(set: Set, nic: usize) -> bool {
     nic < 128 && word >> (nic % 64) & 1 == 1
 }
 
+/// The NIC of a set that has one only.
+#[inline]
+pub const fn only(set: Set) -> Option<usize> {
+    let (low, high) = (set as u64, (set >> 64) as u64);
+    if low.is_power_of_two() && high == 0 {
+        Some(low.trailing_zeros() as usize)
+    } else if high.is_power_of_two() && low == 0 {
+        Some(64 + high.trailing_zeros() as usize)
+    } else {
+        None
+    }
+}
+
 /// How fast a NIC is, prepared for [`cost`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
