@@ -44,7 +44,7 @@ pub(crate) struct Party {
 
 impl Party {
     /// A peer as it is now, if there is one.
-    fn new(id: PeerId, peers: &Peers) -> Result<Self, Error> {
+    pub(crate) fn new(id: PeerId, peers: &Peers) -> Result<Self, Error> {
         let peer = Arc::clone(peers.get(id)?);
         let (version, table) = peer.table_and_version();
         let heard = peer.counters.slices.load(Ordering::Relaxed);

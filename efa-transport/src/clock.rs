@@ -17,10 +17,12 @@ impl Clock {
         Self(Instant::now())
     }
 
+    #[inline]
     pub(crate) fn now(self) -> u64 {
         self.at(Instant::now())
     }
 
+    #[inline]
     pub(crate) fn at(self, instant: Instant) -> u64 {
         #[cfg(test)]
         if let by_hand @ 1.. = BY_HAND.load(Ordering::SeqCst) {
@@ -34,6 +36,7 @@ impl Clock {
     }
 }
 
+#[inline]
 pub(crate) fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(duration.subsec_nanos().into())
 }

@@ -18,7 +18,7 @@ use crate::events::Arrivals;
 use crate::gauges::NicGauges;
 use crate::lot::{Cargo, Lot, Lots, Stray, Taken};
 use crate::nic::Nic;
-use crate::post::Owed;
+use crate::post::{Owed, Path};
 use crate::scheduler::health::Health;
 use crate::scheduler::queue::{Queue, Token};
 use crate::scheduler::rail::Pace;
@@ -119,6 +119,8 @@ pub(crate) struct LaneState {
     /// Slices that are being taken over; empty otherwise.
     pub(crate) taken: Vec<Slice>,
     pub(crate) addresses: Addresses,
+    /// How the latest lot went out.
+    pub(crate) path: Path,
     /// Rotates over remote NICs.
     pub(crate) turn: usize,
     /// An operation that the card may not have been told of.
@@ -140,7 +142,7 @@ impl LaneState {
     /// Queues a probe.
     pub(crate) fn admit_probe(&mut self, probe: Probe) {
         let flow = probe.peer.id.slot;
-        let lot = self.lots.insert(Cargo::Probe(probe));
+        let lot = self.lots.insert(Cargo::Probe(Box::new(probe)));
         self.queue.push(flow, 0, Slice::of_probe(lot));
     }
 }
@@ -160,6 +162,7 @@ impl Lane {
                 completions: CompletionBatch::new(COMPLETIONS),
                 taken: Vec::new(),
                 addresses: Addresses::new(config.max_peers.max(1)),
+                path: Path::NONE,
                 turn: seat.seat,
                 owed: None,
                 bells: 0,

@@ -112,6 +112,7 @@ mod trace;
 mod clock;
 mod nic;
 mod provider;
+mod serial;
 
 pub use batch::{BatchHandle, Status};
 pub use config::{Config, NicSelection, Provider};

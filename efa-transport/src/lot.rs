@@ -213,8 +213,8 @@ impl Stray {
 /// What the slices of a lane's queue stand for.
 pub(crate) enum Cargo {
     Lot(Lot),
-    /// A small read that warms a rail up; a slice without bytes stands for it.
-    Probe(Probe),
+    /// A small read that warms a rail up; a slice without bytes stands for it. Boxed, because lots are moved about and it is larger.
+    Probe(Box<Probe>),
 }
 
 /// The lots of one lane, and its probes.
@@ -255,7 +255,7 @@ impl Lots {
             Cargo::Lot(lot) if lot.slices > 1 => lot.split(),
             _ => match self.0.remove(number) {
                 Cargo::Lot(lot) => lot,
-                Cargo::Probe(probe) => return Some(Taken::Probe(probe)),
+                Cargo::Probe(probe) => return Some(Taken::Probe(*probe)),
             },
         };
         if slice.remote_nic != NONE {

@@ -15,6 +15,7 @@ use crate::request::Op;
 use crate::scheduler::fabric::Device;
 use crate::scheduler::rail::rank;
 use crate::scheduler::slicer::Chunk;
+use crate::serial::serial;
 
 /// A peer of one transport. Never used twice by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,6 +43,8 @@ pub(crate) struct Way {
 /// A descriptor, prepared for looking addresses up. Never changes; a new one replaces it.
 #[derive(Debug)]
 pub(crate) struct PeerTable {
+    /// No other one has it.
+    pub(crate) serial: u64,
     pub(crate) epoch: u64,
     pub(crate) generation: u64,
     /// The same `Arc` over updates that change the regions only, so that address vector entries stay.
@@ -89,6 +92,7 @@ impl PeerTable {
             _ => on.nics.into(),
         };
         Self {
+            serial: serial(),
             epoch,
             generation,
             nics,
@@ -170,6 +174,16 @@ impl PeerTable {
         Some(fabric_safe::Remote { address, key })
     }
 
+    /// Looks at what requests for its first chunks look at, on one of its NICs.
+    pub(crate) fn look_at(&self, nic: usize, chunks: usize) {
+        for chunk in self.chunks.iter().take(chunks) {
+            for op in [Op::Read, Op::Write] {
+                let found = self.chunk_at(chunk.addr, op);
+                std::hint::black_box(found.and_then(|found| self.remote(found.index, nic, chunk.addr)));
+            }
+        }
+    }
+
     /// The same peer with nothing but the bytes of one of its NICs that are there to be probed: the table, and their address.
     pub(crate) fn of_probe(&self, nic: usize) -> Option<(Self, u64)> {
         let (addr, key) = self.nics.get(nic)?.probe;
@@ -182,6 +196,7 @@ impl PeerTable {
             keys: 0,
         };
         let table = Self {
+            serial: serial(),
             nics: Arc::clone(&self.nics),
             fabric_name: self.fabric_name.clone(),
             chunks: [chunk].into(),

@@ -26,13 +26,13 @@ const STALL: Duration = Duration::from_millis(1500);
 /// Posts between two looks at the completion queue, so that credits come back while a long queue is posted.
 const POSTS: usize = 128;
 
-/// How the slices of a lot go out: found by [`Lane::find_path`].
-#[derive(Clone, Copy)]
-struct Path {
+/// How the slices of a lot go out: found by [`Lane::find_path`]. Each lane keeps the latest, for the next lot that goes the same way.
+pub(crate) struct Path {
     /// Whose it is; no lot's at first.
     lot: u32,
-    /// Good for the lot's next slice, too: there is one remote NIC, and it is well.
+    /// Good for the lot's next slice, too, and for other lots' between the same [`Ends`]: there is one remote NIC, and it is well.
     steady: bool,
+    ends: Ends,
     /// The peer's.
     slot: usize,
     remote_nic: u8,
@@ -43,10 +43,31 @@ struct Path {
     remote: Remote,
 }
 
+/// What the keys of a path depend on besides the NICs: memory here and there, as it was registered then.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Ends {
+    /// The serial numbers of the region and the peer's table.
+    region: u64,
+    table: u64,
+    local_chunk: u32,
+    remote_chunk: u32,
+}
+
+impl Ends {
+    const NONE: Self = Self { region: 0, table: 0, local_chunk: 0, remote_chunk: 0 };
+
+    #[inline]
+    fn of(lot: &Lot) -> Self {
+        let Lot { local_chunk, remote_chunk, .. } = *lot;
+        Self { region: lot.region.serial, table: lot.table().serial, local_chunk, remote_chunk }
+    }
+}
+
 impl Path {
-    const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         lot: u32::MAX,
         steady: false,
+        ends: Ends::NONE,
         slot: 0,
         remote_nic: NONE,
         handle: 0,
@@ -60,6 +81,7 @@ struct Desk<'a> {
     queue: &'a mut Queue<Slice>,
     lots: &'a mut Lots,
     addresses: &'a mut Addresses,
+    path: &'a mut Path,
     turn: &'a mut usize,
     owed: &'a mut Option<Owed>,
     bells: &'a mut usize,
@@ -78,8 +100,8 @@ impl LaneState {
     /// What is posted with, and what posting works on.
     #[inline]
     fn desk(&mut self) -> (&Endpoint, Desk<'_>) {
-        let Self { endpoint, queue, lots, addresses, turn, owed, bells, .. } = self;
-        (endpoint, Desk { queue, lots, addresses, turn, owed, bells })
+        let Self { endpoint, queue, lots, addresses, path, turn, owed, bells, .. } = self;
+        (endpoint, Desk { queue, lots, addresses, path, turn, owed, bells })
     }
 }
 
@@ -99,7 +121,7 @@ impl Lane {
         while let Some(token) = next {
             let before = posted;
             let refused = match self.find_path(desk, token, context) {
-                Ok(path) => self.post_run(desk, &mut transmit, token, &path, (context, now), &mut posted),
+                Ok(()) => self.post_run(desk, &mut transmit, token, (context, now), &mut posted),
                 Err(refused) => Some((token, refused)),
             };
             if posted > before {
@@ -188,11 +210,10 @@ impl Lane {
         desk: &mut Desk<'_>,
         transmit: &mut Transmit<'_>,
         mut token: Token,
-        path: &Path,
         (context, now): (&Context<'_>, u64),
         posted: &mut usize,
     ) -> Option<(Token, Refused)> {
-        let (queue, lots) = (&mut *desk.queue, &mut *desk.lots);
+        let (queue, lots, path) = (&mut *desk.queue, &mut *desk.lots, &*desk.path);
         let Some(address) = desk.addresses.get(path.slot, path.remote_nic.into()) else {
             return Some((token, Refused::Again));
         };
@@ -286,8 +307,36 @@ impl Lane {
             .map_err(refused)
     }
 
-    /// The path of the slice behind `token`, with the remote NIC's address in the vector.
-    fn find_path(&self, desk: &mut Desk<'_>, token: Token, context: &Context<'_>) -> Result<Path, Refused> {
+    /// The path of the slice behind `token`, with the remote NIC's address in the vector: the latest if it goes between the same ends,
+    /// and nothing has failed.
+    #[inline]
+    fn find_path(&self, desk: &mut Desk<'_>, token: Token, context: &Context<'_>) -> Result<(), Refused> {
+        if desk.path.steady
+            && let Some(slice) = desk.queue.get(token)
+            && let Some(Cargo::Lot(lot)) = desk.lots.get(slice.lot)
+            && desk.path.ends == Ends::of(lot)
+            && lot.attempts == 0
+            && !lot.peer().health().is_suspect()
+            && desk.addresses.touch(
+                desk.path.slot,
+                &lot.table().nics,
+                desk.path.remote_nic.into(),
+                context.now(),
+            )
+        {
+            desk.path.lot = slice.lot;
+            return Ok(());
+        }
+        self.find_another_path(desk, token, context)
+    }
+
+    #[inline(never)]
+    fn find_another_path(
+        &self,
+        desk: &mut Desk<'_>,
+        token: Token,
+        context: &Context<'_>,
+    ) -> Result<(), Refused> {
         *desk.turn = desk.turn.wrapping_add(1);
         let now = context.now();
         let slice = desk.queue.get(token).ok_or(Refused::Never)?;
@@ -321,7 +370,8 @@ impl Lane {
                 },
             )?;
         }
-        Ok(path)
+        *desk.path = path;
+        Ok(())
     }
 
     /// The remote NIC, and the keys of both ends.
@@ -339,6 +389,7 @@ impl Lane {
             return Err(Refused::Fail(Failure::Operation, "the peer has the memory on no NIC".into()));
         };
         path.remote_nic = remote_nic as u8;
+        path.ends = Ends::of(lot);
         path.steady = eligible == all && has_one_partner(self.seat.seat, self.seat.of, count);
         path.handle =
             lot.region.handle_of(lot.local_chunk, self.index).ok_or_else(|| Refused::no_key("local"))?;

@@ -19,6 +19,7 @@ use crate::lane::Lane;
 use crate::request::Range;
 use crate::scheduler::rail::{Set, rank};
 use crate::scheduler::slicer::Chunk;
+use crate::serial::serial;
 
 /// How to register memory.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +58,8 @@ struct RegionShared {
 
 /// What slices refer to. Deregisters when the last one is gone.
 pub(crate) struct RegionInner {
+    /// No other one has it.
+    pub(crate) serial: u64,
     pub(crate) addr: u64,
     pub(crate) len: u64,
     pub(crate) access: Access,
@@ -103,6 +106,7 @@ impl RegionInner {
     }
 
     /// The chunk around an address.
+    #[inline]
     pub(crate) fn chunk_at(&self, addr: u64) -> Option<Chunk> {
         let after = self.chunks.partition_point(|chunk| chunk.start <= addr);
         let index = after.checked_sub(1)?;
@@ -120,6 +124,14 @@ impl RegionInner {
     #[inline]
     pub(crate) fn handle(&self, number: usize) -> Option<&fabric_safe::Region> {
         self.handles.get(number)
+    }
+
+    /// Looks at what a request looks at, on a NIC.
+    pub(crate) fn look_at(&self, nic: usize) -> Option<usize> {
+        let chunk = self.chunk_at(self.addr)?;
+        let handle = self.handle(self.handle_of(chunk.index, nic)?)?;
+        handle.slice(0..0).ok()?;
+        Some(handle.address() as usize)
     }
 
     /// The same memory on the second fabric.
@@ -172,6 +184,7 @@ impl RegionInner {
         let nics = 1 << lane.index;
         let of_second = (fabric > 0).then(|| Self::of_probes(lane, 0));
         Arc::new(Self {
+            serial: serial(),
             addr,
             len,
             access: Access::empty(),
@@ -278,9 +291,10 @@ impl Region {
         self.0.access
     }
 
+    #[inline]
     pub(crate) fn inner(&self) -> Result<Arc<RegionInner>, Error> {
         let (addr, len) = (self.0.addr, self.0.len);
-        self.0.inner.lock().clone().ok_or(Error::Unregistered { addr, len })
+        self.0.inner.lock().clone().ok_or_else(|| Error::Unregistered { addr, len })
     }
 
     /// Copies bytes out of the memory, from `offset` on. Host memory only. If peers write there meanwhile, the bytes are some
@@ -450,6 +464,7 @@ impl Core {
         let memory = Arc::clone(memory);
         let again = Again { memory, options, second: OnceLock::new(), refused: Mutex::default() };
         Ok(RegionInner {
+            serial: serial(),
             addr,
             len,
             access: options.access,

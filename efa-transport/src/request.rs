@@ -48,6 +48,7 @@ impl Shape<'_> {
     }
 
     /// Total length in bytes; `None` if it does not fit 64 bits.
+    #[inline]
     #[must_use]
     pub fn len(&self) -> Option<u64> {
         match *self {
@@ -65,13 +66,20 @@ impl Shape<'_> {
     }
 
     /// Appends the ranges in order; those that touch become one, and empty ones vanish. `Ok(false)` if not all lie `within`.
+    #[inline]
     fn push_to(&self, ranges: &mut Vec<Range>, within: Range) -> Result<bool, Error> {
+        if let Self::Contiguous { addr, len } = *self {
+            let range = Range { at: addr, len };
+            ranges.push(range);
+            return Ok(within.contains(&range));
+        }
+        self.push_several_to(ranges, within)
+    }
+
+    fn push_several_to(&self, ranges: &mut Vec<Range>, within: Range) -> Result<bool, Error> {
         let from = ranges.len();
         match *self {
-            Self::Contiguous { addr, len } => {
-                ranges.push(Range { at: addr, len });
-                return Ok(within.contains(&ranges[from]));
-            }
+            Self::Contiguous { addr, len } => ranges.push(Range { at: addr, len }),
             Self::Paged { page_len, addrs } => {
                 ranges.extend(addrs.iter().map(|&at| Range { at, len: page_len }));
                 let (inside, mergeable) = look_at_pages(addrs, page_len, within);
@@ -99,6 +107,7 @@ impl Shape<'_> {
         Ok(inside)
     }
 
+    #[inline]
     fn check(&self) -> Result<(), Error> {
         let Self::Strided { block_len, stride, count, .. } = *self else { return Ok(()) };
         let why = if stride < block_len && count > 1 {
@@ -278,6 +287,7 @@ impl Batch {
     /// - [`Error::Request`]: no bytes, sides of different length, an immediate on a read, a stride shorter than its
     ///   block;
     /// - [`Error::OutOfBounds`], [`Error::AccessDenied`], [`Error::Unregistered`]: the local region does not allow it.
+    #[inline]
     pub fn push(&mut self, request: Request<'_>) -> Result<usize, Error> {
         let (locals, remotes) = (self.local.len(), self.remote.len());
         let result = self.try_push(request);

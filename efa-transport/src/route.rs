@@ -129,6 +129,7 @@ impl Core {
     }
 
     /// The lanes that can carry a lot's slices: those that have its memory and are `usable`; none only if no lane has it.
+    #[inline]
     pub(crate) fn eligible(
         &self,
         region: &RegionInner,

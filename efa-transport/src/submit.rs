@@ -240,9 +240,11 @@ impl Core {
         now: u64,
     ) -> Result<Option<Arc<RegionInner>>, Ended> {
         let party = state.party_of(index);
-        if let Err(error) = self.check(stored, party, now) {
-            state.fail(index, |_| error);
-            return Err(Ended);
+        if party.peer.is_stale() || stored.immediate.is_some() || !party.peer.health().usable(now) {
+            self.check(stored, party, now).map_err(|error| {
+                state.fail(index, |_| error);
+                Ended
+            })?;
         }
         if party.table.epoch == self.epoch && self.config.same_process_copy {
             self.copy_within(state, index, stored, batch);
@@ -345,7 +347,7 @@ impl Core {
     }
 
     /// Whether anything can be sent to the peer now.
-    #[inline]
+    #[cold]
     fn check(&self, stored: &Stored, party: &Party, now: u64) -> Result<(), Error> {
         let Party { peer, table, .. } = party;
         if peer.is_stale() {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::batch::Party;
 use crate::core::Core;
 use crate::descriptor::NicEntry;
 use crate::error::Error;
@@ -40,6 +41,8 @@ pub(crate) const LEAST: usize = 8;
 /// What is rehearsed. Over sockets the caller's first request took three to four times as long as later ones after one of
 /// these, about twice as long after two, a little less after four, and the same after sixteen.
 const REHEARSAL: [Op; 4] = [Op::Read, Op::Write, Op::Read, Op::Write];
+/// Regions of either side whose keys are looked at before the first request.
+const LOOKED_AT: usize = 64;
 /// Peers that are probed in one round.
 const PROBED_AT_ONCE: usize = 64;
 
@@ -145,6 +148,9 @@ impl Core {
                 Err(error) => warm.failed.push((self.rail_to(&table, lane, remote_nic), error.to_string())),
             }
         }
+        if let Some((lane, remote_nic)) = last {
+            self.look_ahead(id, &table, (lane, remote_nic));
+        }
         warm.took = began.elapsed();
         if warm.rails == 0 {
             let why = match warm.failed.first() {
@@ -211,6 +217,19 @@ impl Core {
             self.submit(&mut batch)?.wait()?;
         }
         Ok(true)
+    }
+
+    /// Looks at what the caller's first request will look at: sixteen rails later, none of it is in the caches any more.
+    fn look_ahead(&self, id: PeerId, table: &PeerTable, (lane, remote_nic): (usize, usize)) {
+        let _ = std::hint::black_box(Party::new(id, &self.peers()));
+        table.look_at(remote_nic, LOOKED_AT);
+        let latest: Vec<_> = {
+            let regions = self.regions.lock();
+            regions.iter().rev().take(LOOKED_AT).filter_map(|(_, region)| region.upgrade()).collect()
+        };
+        for region in latest {
+            let _ = std::hint::black_box(region.on(table.fabric).map(|region| region.look_at(lane)));
+        }
     }
 
     fn rail_to(&self, table: &PeerTable, lane: usize, remote_nic: usize) -> String {
