@@ -1,7 +1,8 @@
 //! `cargo xtask bench warmup`: connecting 16 cards to 16 before the first transfer, beside doing every pair in turn.
 //!
 //! Each round is a fresh pair of processes, which has one first submit: a write in one round, a read in the next. It is compared
-//! with the median of later ones of the same pair, and what is reported are medians over the pairs. The memory has been used
+//! with the median of later ones of the same pair, and what is reported are medians over the pairs. Beside it stands what the first
+//! operation of a bare card takes after the same: the provider and the caches are cold for that, too. The memory has been used
 //! before, as that of EFA cards always has, because registering it pins it.
 
 #[allow(dead_code)] // each benchmark uses a part of it
@@ -10,6 +11,7 @@ mod bare;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use bare::{Bare, providers, serve_targets};
@@ -29,6 +31,14 @@ struct Submits {
     op: Op,
     first: Latencies,
     steady: Latencies,
+    /// The same of a bare card, after every pair has had an operation.
+    bare_first: Latencies,
+    bare_steady: Latencies,
+}
+
+/// Later submits' median, of those that were taken one by one.
+fn steady_of(later: &Latencies) -> Duration {
+    Duration::from_secs_f64(later.p50_us() / 1e6)
 }
 
 fn milliseconds(start: Instant) -> f64 {
@@ -45,9 +55,12 @@ fn main() -> Result<()> {
             eprintln!("SKIP: warmup {case}: {error}");
             continue;
         }
-        let new = |op| Submits { op, first: Latencies::new(), steady: Latencies::new() };
-        let mut submits = [new(Op::Write), new(Op::Read)];
-        let (mut rails, mut pairs) = (0, 0);
+        let new = |op| {
+            let [first, steady, bare_first, bare_steady] = std::array::from_fn(|_| Latencies::new());
+            Submits { op, first, steady, bare_first, bare_steady }
+        };
+        let submits = RefCell::new([new(Op::Write), new(Op::Read)]);
+        let (mut rails, mut pairs, mut bare_pairs) = (0, 0, 0);
         // What the other way takes without its questions.
         let mut unasked = Latencies::new();
         bench.case(format!("step=warm_up {case}")).compare(
@@ -68,7 +81,7 @@ fn main() -> Result<()> {
                 let warm = transport.warm_up(peer, soon())?;
                 let took = milliseconds(start);
                 rails = warm.rails;
-                let of_this_pair = &mut submits[pairs % 2];
+                let of_this_pair = &mut submits.borrow_mut()[pairs % 2];
                 pairs += 1;
                 let make = if of_this_pair.op == Op::Write { Request::write } else { Request::read };
                 for submit in 0..1 + EARLY + STEADY {
@@ -82,7 +95,7 @@ fn main() -> Result<()> {
                         _ => {}
                     }
                 }
-                of_this_pair.steady.record(Duration::from_secs_f64(later.p50_us() / 1e6));
+                of_this_pair.steady.record(steady_of(&later));
                 transport.shutdown(soon());
                 Ok(took)
             },
@@ -107,13 +120,30 @@ fn main() -> Result<()> {
                 }
                 let took = start.elapsed();
                 unasked.record(took.saturating_sub(asking));
+                // What a first operation is without a transport, elsewhere in the memory: the provider and the caches are cold for it, too.
+                let of_this_pair = &mut submits.borrow_mut()[bare_pairs % 2];
+                bare_pairs += 1;
+                let mut later = Latencies::new();
+                for operation in 0..1 + EARLY + STEADY {
+                    let start = Instant::now();
+                    bare.one_at(CARDS - 1, of_this_pair.op == Op::Write, 4096, LEN / 2)?;
+                    let took = start.elapsed();
+                    match operation {
+                        0 => of_this_pair.bare_first.record(took),
+                        _ if operation > EARLY => later.record(took),
+                        _ => {}
+                    }
+                }
+                of_this_pair.bare_steady.record(steady_of(&later));
                 Ok(took.as_secs_f64() * 1e3)
             },
         )?;
         if !unasked.is_empty() {
             eprintln!("{case}: the 256 pairs without their questions take {:.3} ms", unasked.p50_us() / 1e3);
         }
-        for Submits { op, first, steady } in submits.iter_mut().filter(|submits| !submits.first.is_empty()) {
+        let mut submits = submits.into_inner();
+        for submits in submits.iter_mut().filter(|submits| !submits.first.is_empty()) {
+            let Submits { op, first, steady, bare_first, bare_steady } = submits;
             let op = if *op == Op::Write { "write" } else { "read" };
             eprintln!("{case}: {rails} rails warmed, {} first {op}s", first.len());
             // The first submit, against twice the steady median.
@@ -122,6 +152,13 @@ fn main() -> Result<()> {
                 first.p50_us(),
                 Some(("steady p50", steady.p50_us())),
             )?;
+            if !bare_first.is_empty() {
+                bench.case(format!("step=first_of_bare op={op} size=4096 {case}")).count(
+                    Metric::LatencyP50,
+                    bare_first.p50_us(),
+                    Some(("steady p50 of a bare card", bare_steady.p50_us())),
+                )?;
+            }
         }
     }
     bench.finish()

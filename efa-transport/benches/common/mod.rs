@@ -290,8 +290,13 @@ impl Bare {
 
     /// One operation on one pair of cards, to its end.
     pub(crate) fn one(&mut self, card: usize, write: bool, size: usize) -> Result<()> {
+        self.one_at(card, write, size, 0)
+    }
+
+    /// The same between the bytes at an offset, the same here and there.
+    pub(crate) fn one_at(&mut self, card: usize, write: bool, size: usize, at: usize) -> Result<()> {
         let card = &mut self.cards[card];
-        while !card.post(write, (0, 0), size)? {
+        while !card.post(write, (at, at), size)? {
             card.poll()?;
             std::thread::yield_now();
         }
