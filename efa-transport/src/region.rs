@@ -131,7 +131,7 @@ impl RegionInner {
         let chunk = self.chunk_at(self.addr)?;
         let handle = self.handle(self.handle_of(chunk.index, nic)?)?;
         handle.slice(0..0).ok()?;
-        Some(handle.address() as usize)
+        Some(handle.address())
     }
 
     /// The same memory on the second fabric.
@@ -294,7 +294,10 @@ impl Region {
     #[inline]
     pub(crate) fn inner(&self) -> Result<Arc<RegionInner>, Error> {
         let (addr, len) = (self.0.addr, self.0.len);
-        self.0.inner.lock().clone().ok_or_else(|| Error::Unregistered { addr, len })
+        match &*self.0.inner.lock() {
+            Some(inner) => Ok(Arc::clone(inner)),
+            None => Err(Error::Unregistered { addr, len }),
+        }
     }
 
     /// Copies bytes out of the memory, from `offset` on. Host memory only. If peers write there meanwhile, the bytes are some
