@@ -121,6 +121,10 @@ fn main() -> Result<()> {
                 let took = start.elapsed();
                 unasked.record(took.saturating_sub(asking));
                 // What a first operation is without a transport, elsewhere in the memory: the provider and the caches are cold for it, too.
+                // Two writes and two reads come before it, as in our warm-up.
+                for turn in 0..4 {
+                    bare.one(CARDS - 1, turn % 2 == 0, 8)?;
+                }
                 let of_this_pair = &mut submits.borrow_mut()[bare_pairs % 2];
                 bare_pairs += 1;
                 let mut later = Latencies::new();
