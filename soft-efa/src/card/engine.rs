@@ -444,7 +444,7 @@ impl Engine {
         let peer = match &self.last_peer {
             Some((known, peer)) if *known == owner && card.process.holds_slot(owner) => peer.clone(),
             _ => {
-                let peer = card.process.peer(owner).ok_or_else(|| request.gone(&card.process))?;
+                let peer = card.process.peer(owner).ok_or_else(|| request.gone(&card.process, owner))?;
                 self.last_peer = Some((owner, peer.clone()));
                 peer
             }
@@ -455,7 +455,7 @@ impl Engine {
             return Err(if peer.alive(&card.process) {
                 Status::RemoteBadDestQpn
             } else {
-                request.gone(&card.process)
+                request.gone(&card.process, owner)
             });
         }
         Ok(peer)

@@ -85,7 +85,7 @@ impl Engine {
                 self.free_tokens.push(token as u32);
             }
             if !peer.alive(&card.process) {
-                let status = if datagram { Status::Ok } else { request.gone(&card.process) };
+                let status = if datagram { Status::Ok } else { request.gone(&card.process, peer.owner()) };
                 self.end(card, request, status, true);
                 return true;
             }
@@ -190,7 +190,7 @@ impl Engine {
                 self.free_tokens.push(token as u32);
                 card.waiting.fetch_sub(1, Ordering::SeqCst);
                 card.ready.fetch_add(1, Ordering::SeqCst);
-                let status = unanswered.request.gone(&card.process);
+                let status = unanswered.request.gone(&card.process, to);
                 self.end(card, unanswered.request, status, true);
             }
         }

@@ -43,12 +43,17 @@ impl Peer {
         })
     }
 
+    /// Its owner word.
+    pub(crate) fn owner(&self) -> u64 {
+        crate::shared::owner(self.slot, self.generation)
+    }
+
     /// Whether the process still runs. A system call (unless it is known to be dead): not for every operation.
     pub(crate) fn alive(&self, process: &Process) -> bool {
         if self.dead.load(Ordering::Acquire) {
             return false;
         }
-        let alive = process.holds_slot(crate::shared::owner(self.slot, self.generation))
+        let alive = process.holds_slot(self.owner())
             && match &self.pidfd {
                 Some(pidfd) => {
                     let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };

@@ -182,10 +182,12 @@ impl Process {
             && shared::owner_parts(owner).is_some_and(|(slot, _)| slot_alive(&self.registry.slots[slot]))
     }
 
-    /// Whether any process of that host runs. Asks the kernel.
-    pub(crate) fn host_lives(&self, host: u32) -> bool {
-        self.registry.slots.iter().any(|entry| {
+    /// Whether any process of that host runs but `gone`, of which it is known that it does not: a killed process has lost its memory
+    /// some time before the kernel calls it dead. Asks the kernel.
+    pub(crate) fn host_lives_without(&self, host: u32, gone: u64) -> bool {
+        self.registry.slots.iter().enumerate().any(|(slot, entry)| {
             entry.state.load(Ordering::Acquire) == LIVE
+                && shared::owner(slot, entry.generation.load(Ordering::Acquire)) != gone
                 && entry.host.load(Ordering::Acquire) == host
                 && slot_alive(entry)
         })

@@ -172,7 +172,7 @@ impl Engine {
             Err(CopyError::Gone) => {
                 peer.mark_dead();
                 for request in batch.drain(..) {
-                    let status = request.gone(&card.process);
+                    let status = request.gone(&card.process, peer.owner());
                     self.end(card, request, status, true);
                 }
             }

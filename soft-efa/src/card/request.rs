@@ -96,11 +96,11 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// How it ends when the process that had its target queue pair is gone: a card whose host goes on without that process says that the
-    /// queue pair does not exist; a host that is gone says nothing.
-    pub(crate) fn gone(&self, process: &Process) -> Status {
+    /// How it ends when `owner`, the process that had its target queue pair, is gone: a card whose host goes on without that process says
+    /// that the queue pair does not exist; a host that is gone says nothing.
+    pub(crate) fn gone(&self, process: &Process, owner: u64) -> Status {
         match self.remote.as_ref().and_then(|remote| remote.at) {
-            Some((host, _)) if process.host_lives(host) => Status::RemoteBadDestQpn,
+            Some((host, _)) if process.host_lives_without(host, owner) => Status::RemoteBadDestQpn,
             _ => self.silence(),
         }
     }
