@@ -95,10 +95,13 @@ impl Addresses {
         Ok(())
     }
 
-    /// Lets go of one address.
+    /// Lets go of one address, so that the provider begins anew when it is inserted again.
     pub(crate) fn remove(&mut self, slot: usize, remote_nic: usize) {
         let known = self.peers.get_mut(slot).and_then(|known| known.addresses.get_mut(remote_nic));
-        self.entries -= usize::from(known.and_then(Option::take).is_some());
+        if let Some(address) = known.and_then(Option::take) {
+            self.entries -= 1;
+            address.discard();
+        }
     }
 
     /// Lets go of all of a peer's.

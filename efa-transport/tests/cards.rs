@@ -416,6 +416,34 @@ fn doorbell_batching_loses_nothing() {
     });
 }
 
+/// Catches: an address that is taken out of the vector and inserted again, of a target that has made its handshake and makes no second.
+#[test]
+fn a_peer_that_was_removed_and_comes_again_is_reached() {
+    let test = "a_peer_that_was_removed_and_comes_again_is_reached";
+    on_cards(test, 1, "p5", &[], || {
+        for provider in ["efa/efa", "efa/efa-direct"] {
+            let Some(transport) = initiator(test, provider, 1) else { return };
+            let mut target = Target::start(provider, 1, "target", MIB);
+            let region = memory(&transport, MIB);
+            for round in 0..3 {
+                let peer = target.meet(&transport);
+                region.write(0, &pattern(MIB, round)).expect("our memory");
+                let write = Request::write(peer, &region, region.addr(), target.addr, MIB as u64);
+                submit(&transport, write)
+                    .wait()
+                    .unwrap_or_else(|error| panic!("{provider}, round {round}: {error}"));
+                assert_eq!(target.checksum(), checksum(&pattern(MIB, round)));
+                assert!(transport.remove_peer(peer));
+                // Whatever is cleared away when nothing is under way is cleared away now.
+                eventually("the address is let go of", || {
+                    transport.statistics().nics.iter().all(|nic| nic.addresses == 0)
+                });
+            }
+            transport.shutdown(soon());
+        }
+    });
+}
+
 /// Catches: a first contact that waits for a timer that is too coarse, with and without wait objects.
 #[test]
 fn first_contact_is_answered_within_five_milliseconds() {

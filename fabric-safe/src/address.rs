@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::Error;
 use crate::completion::SourceAddress;
 use crate::domain::Domain;
+use crate::info::Info;
 use crate::object::close;
 use crate::operations::HoldId;
 
@@ -79,7 +80,7 @@ pub struct AddressVector(pub(crate) Arc<VectorInner>);
 pub(crate) struct VectorInner {
     raw: NonNull<sys::fid_av>,
     entries: Mutex<HashMap<Box<[u8]>, Entry>>,
-    /// Whether entries are removed before the vector is closed.
+    /// Whether entries nobody uses are removed before the vector is closed; otherwise they are found again.
     removes: bool,
     // Last: closed after the vector.
     domain: Domain,
@@ -90,6 +91,8 @@ pub(crate) struct VectorInner {
 struct Entry {
     fi_addr: sys::fi_addr_t,
     users: usize,
+    /// Whether it is removed with its last user.
+    goes: bool,
 }
 
 // SAFETY: the vector belongs to a thread-safe domain; insertion and removal are serialised by `entries` besides.
@@ -99,7 +102,8 @@ unsafe impl Sync for VectorInner {}
 
 /// A peer, as operations name it. Cheap to clone.
 ///
-/// The entry is removed from the vector when the last clone is gone and the last operation to it has ended.
+/// The entry is removed from the vector when the last clone is gone and the last operation to it has ended; on the fabric `efa` and on
+/// `shm` it stays, and is found again, unless it is [discarded](Address::discard).
 #[derive(Clone)]
 pub struct Address(Arc<AddressInner>);
 
@@ -140,9 +144,7 @@ impl AddressVector {
                     return Ok(AddressVector(Arc::new(VectorInner {
                         raw,
                         entries: Mutex::default(),
-                        // `shm` of 2.5 follows a null pointer when a peer that has been removed still sends. There are
-                        // few peers on one host: their entries stay, and are found again.
-                        removes: domain.info().provider_name() != "shm",
+                        removes: !keeps_entries(domain.info()),
                         domain: domain.clone(),
                     })));
                 }
@@ -176,7 +178,7 @@ impl AddressVector {
             }
             None => {
                 let fi_addr = self.insert_raw(address)?;
-                entries.insert(address.into(), Entry { fi_addr, users: 1 });
+                entries.insert(address.into(), Entry { fi_addr, users: 1, goes: self.0.removes });
                 fi_addr
             }
         };
@@ -222,13 +224,25 @@ impl AddressVector {
     }
 }
 
+/// Whether entries stay in a vector although nobody uses them.
+fn keeps_entries(info: &Info) -> bool {
+    match (info.provider_name(), info.fabric_name()) {
+        // 2.5 follows a null pointer when a peer that has been removed still sends. There are few peers on one host.
+        ("shm", _) => true,
+        // An endpoint makes its handshake with a peer once. Whoever removes it and inserts it again has forgotten that, asks for
+        // another one, and waits for ever: operations are neither refused nor do they end.
+        ("efa", "efa") => true,
+        _ => false,
+    }
+}
+
 impl VectorInner {
     /// One user of an address less.
     fn release(&self, bytes: &[u8]) {
         let mut entries = self.entries.lock();
         let Some(entry) = entries.get_mut(bytes) else { return };
         entry.users -= 1;
-        if entry.users == 0 && self.removes {
+        if entry.users == 0 && entry.goes {
             let mut fi_addr = entry.fi_addr;
             entries.remove(bytes);
             // SAFETY: the vector is open and no operation uses the address. If it cannot be removed it stays until the vector is
@@ -256,6 +270,15 @@ impl Address {
     /// What completions of messages from this peer call it.
     pub fn source(&self) -> SourceAddress {
         SourceAddress(self.0.fi_addr)
+    }
+
+    /// Lets go of it for good: with its last user the entry is removed also where entries stay otherwise, and the provider begins
+    /// anew with that peer when it is inserted again. For a peer that the provider has not come to terms with.
+    pub fn discard(self) {
+        let mut entries = self.0.vector.0.entries.lock();
+        if let Some(entry) = entries.get_mut(self.bytes()) {
+            entry.goes = self.0.vector.0.domain.info().provider_name() != "shm";
+        }
     }
 
     /// The bytes that were inserted.
