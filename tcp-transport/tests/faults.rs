@@ -102,14 +102,14 @@ fn deadlines_are_kept_in_every_phase() {
     let target = Target::new(builder(), 1 << 20);
     let limit = Duration::from_millis(300);
     // Nobody listens; nobody answers the handshake; the peer goes silent in the middle.
-    let closed = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
+    let closed = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    closed.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let refusing = closed.local_addr().unwrap().as_socket().unwrap();
     let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let proxy = Proxy::new(target.addr());
     let asker = Asker::new(builder(), 1 << 20);
-    for (name, addr) in [("refused", closed), ("mute", mute.local_addr().unwrap()), ("silent", proxy.addr)] {
+    for (name, addr) in [("refused", refusing), ("mute", mute.local_addr().unwrap()), ("silent", proxy.addr)]
+    {
         let peer = asker.transport.peer(addr).unwrap();
         if name == "silent" {
             peer.connect(soon()).unwrap();
@@ -164,7 +164,8 @@ fn a_cancelled_batch_ends_and_becomes_quiet() {
     let asker = Asker::new(builder(), LEN);
     let peer = asker.transport.peer(proxy.addr).unwrap();
     peer.connect(soon()).unwrap();
-    proxy.set(Mode::Delay);
+    // No answer comes before it has been cancelled, however long that takes.
+    proxy.set(Mode::Pause);
     let mut batch = Batch::new();
     for i in 0..8 {
         asker.read(&mut batch, &peer, target.region.descriptor(), i << 20, 1 << 20);

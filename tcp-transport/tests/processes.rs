@@ -139,9 +139,10 @@ impl Process {
         let tasks = format!("/proc/{}/task", self.child.id());
         common::until("the process is stopped", || {
             let states = std::fs::read_dir(&tasks).unwrap().flatten().map(|t| t.path().join("stat"));
+            // One that cannot be read has just ended: then not all have stood still while they were listed.
             states
-                .map(|p| std::fs::read_to_string(p).unwrap())
-                .all(|s| s.rsplit(')').next().unwrap().starts_with(" T"))
+                .map(|p| std::fs::read_to_string(p).unwrap_or_default())
+                .all(|s| s.rsplit(')').next().is_some_and(|state| state.starts_with(" T")))
         });
     }
 

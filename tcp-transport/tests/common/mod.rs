@@ -109,6 +109,8 @@ pub(crate) enum Mode {
     Delay = 4,
     /// Keeps what goes to the target until it is told to let go, whatever becomes of the other side and of the mode.
     Hold = 5,
+    /// Keeps everything, in its order, until the mode is another one.
+    Pause = 6,
 }
 
 /// What [`Mode::Hold`] keeps.
@@ -225,7 +227,9 @@ fn pump(
             Ok(n) if n > 0 => n,
             _ => break,
         };
-        let now = mode.load(Ordering::SeqCst);
+        let now = || mode.load(Ordering::SeqCst);
+        until("the pause is over", || now() != Mode::Pause as u8);
+        let now = now();
         silent |= now == Mode::Stall as u8 || (now == Mode::HalfOpen as u8 && !forward);
         if silent {
             continue; // swallowed
