@@ -235,11 +235,14 @@ mod tests {
     fn after_the_window_the_next_event_tells_how_many_were_left_out() {
         let limit = RateLimit::new(1, Duration::from_millis(1));
         let lines = logged(&limit, || {
-            // The same place in the code, until a window has passed; bounded by the clock, not by a sleep.
-            let start = Instant::now();
-            while start.elapsed() < Duration::from_millis(20) {
-                tracing::info!("again");
+            // The same place in the code, until one was too many in its window; and once more when that has passed.
+            let again = || tracing::info!("again");
+            while limit.left_out() == 0 {
+                again();
             }
+            let start = Instant::now();
+            while start.elapsed() <= Duration::from_millis(1) {}
+            again();
         });
         assert!(lines.len() < 60, "{} lines", lines.len());
         assert!(lines.iter().any(|line| line.ends_with("more of these were left out since)")), "{lines:#?}");
