@@ -5,7 +5,9 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::cards::{control, on_cards};
-use common::{Target, checksum, config, efa_cards, eventually, memory, open, pattern, serve, soon};
+use common::{
+    Target, checksum, config, efa_cards, eventually, memory, open, pattern, processor_waits, serve, soon,
+};
 use efa_transport::{Batch, Event, Op, Region, Request, Shape, Status, Transport};
 
 const MIB: usize = 1 << 20;
@@ -457,8 +459,11 @@ fn first_contact_is_answered_within_five_milliseconds() {
             let peer = target.meet(&transport);
             // Let it fall asleep: that it has is not to be seen from here.
             std::thread::sleep(Duration::from_millis(300));
+            // What is lost to whatever else runs on this machine is not the transport's.
+            let waits = || processor_waits(std::process::id()) + target.processor_waits();
+            let before = waits();
             let warm = transport.warm_up(peer, soon()).expect("warming up");
-            fastest = fastest.min(warm.took);
+            fastest = fastest.min(warm.took.saturating_sub(waits().saturating_sub(before)));
             // One is enough: a timer that is too coarse spoils them all, a busy machine only some.
             if fastest <= Duration::from_millis(5) {
                 break;

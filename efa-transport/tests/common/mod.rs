@@ -275,6 +275,11 @@ impl Target {
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stopping the target");
     }
 
+    /// As [`processor_waits`], of its process.
+    pub(crate) fn processor_waits(&self) -> Duration {
+        processor_waits(self.child.id())
+    }
+
     /// Ends it without a warning.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("killing the target");
@@ -385,6 +390,17 @@ pub(crate) fn serve_with(also: impl FnOnce(&Arc<Mapping>)) {
         }
     }
     std::process::exit(0);
+}
+
+/// For how long all threads of a process were ready to run and had no processor; nothing where the kernel does not tell.
+pub(crate) fn processor_waits(process: u32) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    // Time on a processor, time without one, number of turns.
+    let waited = |task: std::fs::DirEntry| -> Option<u64> {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split(' ').nth(1)?.parse().ok()
+    };
+    tasks.filter_map(waited).map(Duration::from_nanos).sum()
 }
 
 /// Waits for something that does not tell when it has happened.
