@@ -103,7 +103,7 @@ unsafe impl Sync for VectorInner {}
 /// A peer, as operations name it. Cheap to clone.
 ///
 /// The entry is removed from the vector when the last clone is gone and the last operation to it has ended; on the fabric `efa` and on
-/// `shm` it stays, and is found again, unless it is [discarded](Address::discard).
+/// `shm` it stays, and is found again, unless it is [discarded](Address::discard) or there is no room for another one.
 #[derive(Clone)]
 pub struct Address(Arc<AddressInner>);
 
@@ -177,7 +177,10 @@ impl AddressVector {
                 entry.fi_addr
             }
             None => {
-                let fi_addr = self.insert_raw(address)?;
+                let fi_addr = match self.insert_raw(address) {
+                    Err(_) if self.0.make_room(&mut entries) => self.insert_raw(address)?,
+                    outcome => outcome?,
+                };
                 entries.insert(address.into(), Entry { fi_addr, users: 1, goes: self.0.removes });
                 fi_addr
             }
@@ -237,17 +240,41 @@ fn keeps_entries(info: &Info) -> bool {
 }
 
 impl VectorInner {
+    /// Whether an entry can be removed while the vector is open: see [`keeps_entries`].
+    fn can_remove(&self) -> bool {
+        self.domain.info().provider_name() != "shm"
+    }
+
+    fn remove_raw(&self, mut fi_addr: sys::fi_addr_t) {
+        // SAFETY: the vector is open and no operation uses the address. If it cannot be removed it stays until the vector is
+        // closed, which does no harm.
+        unsafe { sys::fi_av_remove(self.raw.as_ptr(), &mut fi_addr, 1, 0) };
+    }
+
+    /// Removes the entries that have stayed and that nobody uses; whether there were any. A card has room for so many hosts.
+    fn make_room(&self, entries: &mut HashMap<Box<[u8]>, Entry>) -> bool {
+        let before = entries.len();
+        if self.can_remove() {
+            entries.retain(|_, entry| {
+                let used = entry.users > 0;
+                if !used {
+                    self.remove_raw(entry.fi_addr);
+                }
+                used
+            });
+        }
+        entries.len() < before
+    }
+
     /// One user of an address less.
     fn release(&self, bytes: &[u8]) {
         let mut entries = self.entries.lock();
         let Some(entry) = entries.get_mut(bytes) else { return };
         entry.users -= 1;
         if entry.users == 0 && entry.goes {
-            let mut fi_addr = entry.fi_addr;
+            let fi_addr = entry.fi_addr;
             entries.remove(bytes);
-            // SAFETY: the vector is open and no operation uses the address. If it cannot be removed it stays until the vector is
-            // closed, which does no harm.
-            unsafe { sys::fi_av_remove(self.raw.as_ptr(), &mut fi_addr, 1, 0) };
+            self.remove_raw(fi_addr);
         }
     }
 }
@@ -277,7 +304,7 @@ impl Address {
     pub fn discard(self) {
         let mut entries = self.0.vector.0.entries.lock();
         if let Some(entry) = entries.get_mut(self.bytes()) {
-            entry.goes = self.0.vector.0.domain.info().provider_name() != "shm";
+            entry.goes = self.0.vector.0.can_remove();
         }
     }
 
