@@ -134,8 +134,9 @@ impl Config {
         self
     }
 
-    /// Opens each NIC this many times, each a NIC of its own to everything above. Default 1. For interfaces whose single
-    /// connection is slower than the link, and for trying many NICs on a machine with one.
+    /// Opens each NIC this many times, each a NIC of its own to everything above, but for one thing: requests are cut for as many
+    /// NICs as there are links. Default 1. For interfaces whose single connection is slower than the link, and for trying many
+    /// NICs on a machine with one.
     pub fn endpoints_per_nic(mut self, count: usize) -> Self {
         self.endpoints_per_nic = count;
         self

@@ -274,10 +274,11 @@ impl Core {
             fabric.longest.max(1)
         } else {
             let rails = region.chunks.first().map_or(0, |chunk| chunk.nics) & stage.usable;
+            let rails = rails.count_ones() as usize;
             longest_slice(
                 stored.bytes,
                 stage.ahead,
-                rails.count_ones() as usize,
+                (rails, rails.div_ceil(self.config.endpoints_per_nic.max(1))),
                 self.config.stripe_bytes,
                 self.config.slice_bytes,
                 fabric.longest,

@@ -249,10 +249,10 @@ proptest! {
     /// The longest slice respects the provider's limit and is never zero.
     #[test]
     fn slices_are_never_longer_than_the_provider_takes(
-        total in any::<u64>(), ahead in any::<u64>(), rails in 0..200_usize, stripe in any::<u64>(),
-        longest in any::<u64>(), limit in any::<u64>(),
+        total in any::<u64>(), ahead in any::<u64>(), rails in 0..200_usize, links in 0..200_usize,
+        stripe in any::<u64>(), longest in any::<u64>(), limit in any::<u64>(),
     ) {
-        let slice = longest_slice(total >> 1, ahead >> 1, rails, stripe, longest >> 1, limit);
+        let slice = longest_slice(total >> 1, ahead >> 1, (rails, links), stripe, longest >> 1, limit);
         prop_assert!(slice >= 1 && slice <= limit.max(1));
     }
 

@@ -149,14 +149,15 @@ fn equal_part(left: u64, longest: u64) -> u64 {
 
 /// The longest slice for a request of `total` bytes that `rails` NICs can share: as few slices as give every NIC two of them
 /// (so that a slow one can leave its second to others), within `shortest..=longest` bytes. With one rail there is nothing to
-/// share, and only the provider's limit counts.
+/// share, and only the provider's limit counts. NICs that share a link are through together whatever each of them got: with
+/// `links` links between them they are cut for as so many NICs, because short slices cost more than they even out.
 ///
 /// `ahead` is what the batch still has to be cut, this request included. As long as that is plenty the NICs share it by requests
 /// and need no short slices; towards the end they become shorter, so that all NICs are done at the same time.
 pub fn longest_slice(
     total: u64,
     ahead: u64,
-    rails: usize,
+    (rails, links): (usize, usize),
     stripe: u64,
     longest: u64,
     provider_limit: u64,
@@ -168,8 +169,8 @@ pub fn longest_slice(
     if rails <= 1 || total <= stripe {
         return limit;
     }
-    let rails = rails as u64;
-    let share = (total / (2 * rails)).max(ahead / (PARTS * rails)).next_multiple_of(4096);
+    let links = links.clamp(1, rails) as u64;
+    let share = (total / (2 * links)).max(ahead / (PARTS * links)).next_multiple_of(4096);
     share.clamp(SHORTEST.min(longest.max(1)), longest.max(1)).min(limit)
 }
 
@@ -179,20 +180,30 @@ mod tests {
 
     #[test]
     fn one_rail_is_not_cut_and_many_share() {
-        let alone = |total, rails| longest_slice(total, total, rails, 256 << 10, 1 << 20, 1 << 30);
+        let alone = |total, rails| longest_slice(total, total, (rails, rails), 256 << 10, 1 << 20, 1 << 30);
         assert_eq!(alone(16 << 20, 1), 1 << 30);
         assert_eq!(alone(16 << 20, 16), 512 << 10);
         assert_eq!(alone(64 << 10, 16), 1 << 30, "below the stripe");
         assert_eq!(alone(1 << 30, 4), 1 << 20);
-        assert_eq!(longest_slice(1 << 30, 1 << 30, 4, 0, 0, 0), 1);
+        assert_eq!(longest_slice(1 << 30, 1 << 30, (4, 4), 0, 0, 0), 1);
     }
 
     #[test]
     fn requests_of_a_long_batch_are_cut_at_its_end_only() {
-        let of_batch = |ahead| longest_slice(1 << 20, ahead, 16, 256 << 10, 1 << 20, 1 << 30);
+        let of_batch = |ahead| longest_slice(1 << 20, ahead, (16, 16), 256 << 10, 1 << 20, 1 << 30);
         assert_eq!(of_batch(64 << 20), 1 << 20, "four requests for each NIC");
         assert_eq!(of_batch(32 << 20), 512 << 10);
         assert_eq!(of_batch(1 << 20), 64 << 10, "the last one is shared by all");
+    }
+
+    /// Catches: requests cut into ever shorter slices for NICs that are not through any sooner for it.
+    #[test]
+    fn nics_that_share_a_link_get_longer_slices() {
+        let cut = |total, ahead, links| longest_slice(total, ahead, (16, links), 256 << 10, 1 << 20, 1 << 30);
+        assert_eq!(cut(1 << 20, 4 << 20, 1), 1 << 20, "whole requests, nearly to the end");
+        assert_eq!(cut(1 << 20, 1 << 20, 1), 512 << 10);
+        assert_eq!(cut(16 << 20, 16 << 20, 1), 1 << 20, "not one alone: there are several connections");
+        assert_eq!(cut(1 << 20, 1 << 20, 4), 128 << 10);
     }
 
     #[test]

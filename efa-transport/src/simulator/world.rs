@@ -235,7 +235,7 @@ impl<'a> World<'a> {
         let longest = longest_slice(
             bytes,
             bytes,
-            rails.min(self.cards.len()),
+            (rails.min(self.cards.len()), self.cards.len()),
             self.settings.stripe_bytes,
             self.settings.slice_bytes,
             1 << 30,
