@@ -220,18 +220,15 @@ fn a_killed_target_fails_requests_by_their_deadline_and_by_name() {
         };
         put(common::PATIENCE).wait().expect("while it lives");
         target.kill();
-        let deadline = Duration::from_secs(2);
-        let began = Instant::now();
-        let handle = put(deadline);
-        let outcome = handle.wait();
-        let took = began.elapsed();
+        // That it ends by its deadline, as closely as the machine lets it, is shown in `deadlines.rs`.
+        let handle = put(Duration::from_secs(2));
+        let outcome = handle.wait_until(soon()).expect("an end by the deadline");
         // Shared memory and a socket whose buffers have room take writes that nobody reads; but not for ever.
         if let Err(error) = &outcome {
             assert!(error.to_string().contains("the-target"), "{provider}: {error}");
         } else {
             eprintln!("{provider}: writes to a dead process completed");
         }
-        assert!(took < deadline + Duration::from_secs(1), "{provider}: {took:?}");
         for index in 0..handle.len() {
             assert!(!matches!(handle.status(index), Status::Pending));
         }
