@@ -264,10 +264,7 @@ fn attempts_are_counted() {
             let peer = stand.meet("peer", (1, 1), 100);
             control.tell(Call::Post, fails(), 1000);
             let handle = stand.send(peer, 1, LONG);
-            for _ in 0..100 {
-                stand.drive();
-                stand.advance(Duration::from_millis(10));
-            }
+            stand.drive_through(100);
             match handle.poll().expect("it has ended") {
                 Err(Error::Failed { attempts, .. }) => assert_eq!(attempts, retries + 1),
                 other => panic!("{other:?}"),
@@ -281,10 +278,7 @@ fn attempts_are_counted() {
         let peer = stand.meet("peer", (1, 1), 100);
         control.tell(Call::Post, fails(), 1000);
         let handle = stand.send(peer, 1, LONG);
-        for _ in 0..100 {
-            stand.drive();
-            stand.advance(Duration::from_millis(10));
-        }
+        stand.drive_through(100);
         assert!(matches!(handle.poll(), Some(Err(Error::Failed { attempts: 5, .. }))), "{:?}", handle.poll());
     });
 }
@@ -428,10 +422,7 @@ fn a_slice_fails_on_each_dead_card_once() {
             // Those that are well have more to do, it seems.
             well.iter().for_each(|lane| lane.expect(1 << 30));
             let handle = stand.send(peer, count, LONG);
-            for _ in 0..NICS {
-                stand.drive();
-                stand.advance(Duration::from_millis(10));
-            }
+            stand.drive_through(NICS);
             assert!(handle.poll().expect("it has ended").is_ok(), "{dead} of {NICS} dead, {count} slices");
             let mut seen = std::collections::HashSet::new();
             for placed in control.placed() {
@@ -449,10 +440,7 @@ fn a_slice_fails_on_each_dead_card_once() {
             control.reset();
             control.tell(Call::Post, answer, 7);
             let handle = stand.send(peer, 1, LONG);
-            for _ in 0..NICS {
-                stand.drive();
-                stand.advance(Duration::from_millis(10));
-            }
+            stand.drive_through(NICS);
             assert!(handle.poll().expect("it has ended").is_ok());
             let keys: std::collections::HashSet<u64> =
                 control.placed().iter().map(|placed| placed.key).collect();

@@ -136,6 +136,14 @@ impl Stand {
         self.transport.submit(&mut self.requests(to, count, limit)).unwrap()
     }
 
+    /// Drives, and lets 10 ms of back-off pass, so many times.
+    fn drive_through(&self, pauses: usize) {
+        for _ in 0..pauses {
+            self.drive();
+            self.advance(Duration::from_millis(10));
+        }
+    }
+
     /// Drives the NICs until nothing happens any more at this time.
     fn drive(&self) {
         let mut quiet = 0;
