@@ -122,10 +122,12 @@ impl Core {
         let Some(second) = &self.second else { return Ok(()) };
         let cannot = |error: &Error| format!("cannot be opened here: {error}");
         let mut opening = second.opening.lock();
+        // Mostly it is open, and there is nothing to do; whoever has opened it may not have said so here yet.
+        if self.lanes.second().is_some() && self.not_on_second().is_empty() {
+            return Ok(());
+        }
         let since = match opening.since {
             Some(since) => since,
-            // Mostly it is open, and there is nothing to do.
-            None if self.lanes.second().is_some() && self.not_on_second().is_empty() => return Ok(()),
             None => {
                 let core = Arc::clone(self);
                 let thread = std::thread::Builder::new().name("efa-second".into());
