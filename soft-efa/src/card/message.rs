@@ -182,6 +182,13 @@ impl Engine {
                 Some((owner, alive)) if owner == to => alive,
                 _ => {
                     let alive = card.process.peer(to).is_some_and(|peer| peer.alive(&card.process));
+                    if !alive {
+                        // It may have answered before that.
+                        if !card.process.receive_last_of(to) {
+                            return;
+                        }
+                        self.take_answers(card);
+                    }
                     checked = Some((to, alive));
                     alive
                 }

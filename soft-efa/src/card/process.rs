@@ -229,6 +229,14 @@ impl Process {
         any
     }
 
+    /// Takes in all that a process has sent that is gone; false if another thread is taking packets in, so that it is to be tried again.
+    pub(crate) fn receive_last_of(self: &Arc<Self>, owner: u64) -> bool {
+        let Ok(mut rings) = self.inbound.try_lock() else { return false };
+        let Some((slot, _)) = shared::owner_parts(owner) else { return true };
+        while self.receive_from(&mut rings, slot) {}
+        true
+    }
+
     fn receive_from(self: &Arc<Self>, rings: &mut HashMap<usize, (u32, Arc<Ring>)>, source: usize) -> bool {
         let generation = self.registry.slots[source].generation.load(Ordering::Acquire);
         if rings.get(&source).is_none_or(|(known, _)| *known != generation) {

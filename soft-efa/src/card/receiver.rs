@@ -25,28 +25,33 @@ pub(crate) fn take_in(process: &Arc<Process>, from: u64, packet: &Packet, payloa
         }
         return;
     }
-    let status = match card {
+    let (status, completion) = match card {
         Some(card) => deliver(card, packet, payload),
-        None => Status::RemoteBadDestQpn,
+        None => (Status::RemoteBadDestQpn, None),
     };
-    if packet.word & DATAGRAM != 0 {
-        return;
+    // First the answer, as a card's hardware gives it: the program may exit as soon as it sees the completion.
+    if packet.word & DATAGRAM == 0 {
+        let answer = Packet {
+            kind: ACK,
+            card: packet.from_card,
+            word: status.vendor(),
+            token: packet.token,
+            ..Packet::default()
+        };
+        process.answer(from, answer);
     }
-    let answer = Packet {
-        kind: ACK,
-        card: packet.from_card,
-        word: status.vendor(),
-        token: packet.token,
-        ..Packet::default()
-    };
-    process.answer(from, answer);
+    if let Some(completion) = completion {
+        let cq = completion.qp.recv_cq.clone();
+        cq.push(completion);
+    }
 }
 
-/// Hands a message or an immediate to its queue pair.
-fn deliver(card: &Arc<Card>, packet: &Packet, payload: &[u8]) -> Status {
-    let Some(qp) = card.qp(packet.qpn) else { return Status::RemoteBadDestQpn };
+/// Hands a message or an immediate to its queue pair: what the sender hears, and what our program does.
+fn deliver(card: &Arc<Card>, packet: &Packet, payload: &[u8]) -> (Status, Option<Completion>) {
+    let refused = |status| (status, None);
+    let Some(qp) = card.qp(packet.qpn) else { return refused(Status::RemoteBadDestQpn) };
     if !qp.can_receive() || qp.qkey.load(Ordering::Acquire) != packet.qkey {
-        return Status::RemoteBadDestQpn;
+        return refused(Status::RemoteBadDestQpn);
     }
     let unsolicited = packet.kind == WRITE_IMM && qp.shape.unsolicited;
     let prefix = if qp.shape.datagram { DATAGRAM_PREFIX } else { 0 };
@@ -55,7 +60,7 @@ fn deliver(card: &Arc<Card>, packet: &Packet, payload: &[u8]) -> Status {
         if qp.shape.datagram {
             card.counters().datagrams_dropped.add(1);
         }
-        return Status::RemoteRnr;
+        return refused(Status::RemoteRnr);
     }
     let mut status = Status::Ok;
     if let Some(receive) = &receive
@@ -65,7 +70,7 @@ fn deliver(card: &Arc<Card>, packet: &Packet, payload: &[u8]) -> Status {
         let room: usize = sges.iter().map(|sge| sge.length as usize).sum();
         if room < prefix + payload.len() {
             qp.return_receive(*receive);
-            return Status::RemoteBadLength;
+            return refused(Status::RemoteBadLength);
         }
         let hazard = &card.process.me().hazards[RECEIVER];
         let count = shared::hazard_count(hazard.load(Ordering::Relaxed)) + 1;
@@ -78,8 +83,7 @@ fn deliver(card: &Arc<Card>, packet: &Packet, payload: &[u8]) -> Status {
     let write = packet.kind == WRITE_IMM;
     card.counters().received.add(1);
     card.entry(&qp).received.fetch_add(1, Ordering::Relaxed);
-    let cq = qp.recv_cq.clone();
-    cq.push(Completion {
+    let completion = Completion {
         queue: if unsolicited { Queue::Neither } else { Queue::Receive },
         wr_id: receive.map_or(0, |receive| receive.wr_id),
         status,
@@ -91,9 +95,10 @@ fn deliver(card: &Arc<Card>, packet: &Packet, payload: &[u8]) -> Status {
         slid: card.handle_number(&sgid),
         sgid,
         qp,
-    });
+    };
     // The sender hears that its message did not arrive whole; which of our keys was wrong is our business.
-    if status == Status::Ok { Status::Ok } else { Status::RemoteAbort }
+    let heard = if status == Status::Ok { Status::Ok } else { Status::RemoteAbort };
+    (heard, Some(completion))
 }
 
 /// Writes a payload into a posted receive's memory, after a prefix that is left alone.
