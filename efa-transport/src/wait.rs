@@ -37,8 +37,9 @@ impl Core {
         if done(state) {
             return true;
         }
-        // What ends at once needs nobody to know that this thread drives.
-        if self.drive_busy() > 0 && done(state) {
+        // What is alone may end at once, and nobody needs to know then that this thread has driven. With more to do the progress thread
+        // must know first: it would get in the way.
+        if state.is_alone() && self.drive_busy() > 0 && done(state) {
             return true;
         }
         self.drivers.fetch_add(1, Ordering::AcqRel);
