@@ -269,10 +269,18 @@ impl Target {
         self.child.id()
     }
 
-    /// Stops it where it is: it is there and does nothing.
+    /// Stops it where it is, and returns when every thread of it stands still: it is there and does nothing.
     pub(crate) fn stop(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stopping the target");
+        let stands = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|state| state.starts_with(" T"))
+        };
+        eventually("the target has not stopped", || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
+            tasks.expect("its threads").flatten().all(stands)
+        });
     }
 
     /// As [`processor_waits`], of its process.
