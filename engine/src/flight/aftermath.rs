@@ -4,7 +4,6 @@
 //! when nothing of their first attempt can touch memory any more; a notification that was asked for is delivered. It happens once
 //! for each batch, on the thread that waits for it, or as an errand when nobody does.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -120,7 +119,7 @@ impl Flight {
             }
         }
         let handle = match engine.transport.submit(&mut batch) {
-            Ok(handle) => Arc::new(handle),
+            Ok(handle) => std::sync::Arc::new(handle),
             Err(error) => {
                 for (index, _) in sent {
                     add_second(errors, index, error.clone().into());
@@ -128,7 +127,7 @@ impl Flight {
                 return Vec::new();
             }
         };
-        self.after().second = Some(Arc::clone(&handle));
+        self.after().second = Some(std::sync::Arc::clone(&handle));
         if self.cancelled.load(Ordering::Acquire) {
             handle.cancel();
         }
