@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use benchkit::callgrind::{Callgrind, child};
 use benchkit::{Bench, CountingAllocator, CpuClock, Metric, Result, allocations};
-use common::{Target, memory, soon};
+use common::{Target, memory, processor_times, soon};
 use efa_transport::scheduler::queue::{Queue, Token};
 use efa_transport::scheduler::rail::{Chooser, PER_SLICE, Pace, cost, partner};
 use efa_transport::scheduler::slicer::{Chunk, Stretch, slice};
@@ -217,30 +217,25 @@ fn self_cost(report: &str, object: &str) -> u64 {
 /// Messages a second of [`sparse`].
 const RATES: [u32; 4] = [1, 10, 100, 1000];
 
-/// Processor time of another process, of all its threads.
-fn processor_time(process: u32) -> Result<Duration> {
-    let mut sum = 0;
-    for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
-        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-        sum += text.split_whitespace().next().ok_or("schedstat")?.parse::<u64>()?;
-    }
-    Ok(Duration::from_nanos(sum))
-}
-
 /// The share of a processor that a target takes, in percent, while `rate` messages a second are sent for a while.
 fn share(target: u32, rate: u32, span: Duration, mut send: impl FnMut() -> Result<()>) -> Result<f64> {
     let pause = Duration::from_secs(1) / rate;
     // What the first message takes is not the question.
     send()?;
     std::thread::sleep(pause.min(Duration::from_millis(100)));
-    let (began, before) = (Instant::now(), processor_time(target)?);
+    let ran = || {
+        processor_times(target)
+            .map(|(ran, _)| ran)
+            .ok_or("this kernel does not tell a thread's processor time")
+    };
+    let (began, before) = (Instant::now(), ran()?);
     let mut next = began;
     while began.elapsed() < span {
         next += pause;
         send()?;
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    let took = processor_time(target)?.saturating_sub(before);
+    let took = ran()?.saturating_sub(before);
     Ok(100.0 * took.as_secs_f64() / began.elapsed().as_secs_f64())
 }
 

@@ -36,9 +36,22 @@ struct Submits {
     bare_steady: Latencies,
 }
 
-/// Later submits' median, of those that were taken one by one.
-fn steady_of(later: &Latencies) -> Duration {
-    Duration::from_secs_f64(later.p50_us() / 1e6)
+/// Runs `submit` again and again: the first one's time is recorded, and the median of those after the early ones.
+fn record(
+    first: &mut Latencies,
+    steady: &mut Latencies,
+    mut submit: impl FnMut() -> Result<Duration>,
+) -> Result<()> {
+    first.record(submit()?);
+    for _ in 0..EARLY {
+        submit()?;
+    }
+    let mut later = Latencies::new();
+    for _ in 0..STEADY {
+        later.record(submit()?);
+    }
+    steady.record(Duration::from_secs_f64(later.p50_us() / 1e6));
+    Ok(())
 }
 
 fn milliseconds(start: Instant) -> f64 {
@@ -75,7 +88,7 @@ fn main() -> Result<()> {
                 target.fill(1);
                 // Before the warm-up, because the first submit follows at once: a target goes to sleep 50 to 200 µs after the latest traffic, and
                 // is woken for the first request after any pause.
-                let (mut batch, mut later) = (Batch::new(), Latencies::new());
+                let mut batch = Batch::new();
                 let start = Instant::now();
                 let peer = target.meet(&transport);
                 let warm = transport.warm_up(peer, soon())?;
@@ -84,18 +97,12 @@ fn main() -> Result<()> {
                 let of_this_pair = &mut submits.borrow_mut()[pairs % 2];
                 pairs += 1;
                 let make = if of_this_pair.op == Op::Write { Request::write } else { Request::read };
-                for submit in 0..1 + EARLY + STEADY {
+                record(&mut of_this_pair.first, &mut of_this_pair.steady, || {
                     batch.push(make(peer, &region, region.addr(), target.addr, 4096))?;
                     let start = Instant::now();
                     transport.submit(&mut batch)?.wait()?;
-                    let took = start.elapsed();
-                    match submit {
-                        0 => of_this_pair.first.record(took),
-                        _ if submit > EARLY => later.record(took),
-                        _ => {}
-                    }
-                }
-                of_this_pair.steady.record(steady_of(&later));
+                    Ok(start.elapsed())
+                })?;
                 transport.shutdown(soon());
                 Ok(took)
             },
@@ -127,18 +134,12 @@ fn main() -> Result<()> {
                 }
                 let of_this_pair = &mut submits.borrow_mut()[bare_pairs % 2];
                 bare_pairs += 1;
-                let mut later = Latencies::new();
-                for operation in 0..1 + EARLY + STEADY {
+                let write = of_this_pair.op == Op::Write;
+                record(&mut of_this_pair.bare_first, &mut of_this_pair.bare_steady, || {
                     let start = Instant::now();
-                    bare.one_at(CARDS - 1, of_this_pair.op == Op::Write, 4096, LEN / 2)?;
-                    let took = start.elapsed();
-                    match operation {
-                        0 => of_this_pair.bare_first.record(took),
-                        _ if operation > EARLY => later.record(took),
-                        _ => {}
-                    }
-                }
-                of_this_pair.bare_steady.record(steady_of(&later));
+                    bare.one_at(CARDS - 1, write, 4096, LEN / 2)?;
+                    Ok(start.elapsed())
+                })?;
                 Ok(took.as_secs_f64() * 1e3)
             },
         )?;

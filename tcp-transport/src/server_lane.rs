@@ -1,7 +1,6 @@
 //! A lane from a peer: one accepted connection and the [`Responder`] that runs on it. An I/O thread moves its bytes; workers
 //! add the answers of calls.
 
-use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +12,7 @@ use crate::clock::Coarse;
 use crate::handshake::Introduction;
 use crate::host::{self, HostPeer};
 use crate::io::{Interest, IoShared};
-use crate::moving::{AHEAD_LARGE, AHEAD_SMALL, Cause, LARGE, MAX_MOVE, SCRATCH, seal, with_scratch};
+use crate::moving::{Cause, LARGE, MAX_MOVE, ahead, given, seal, send_sealed, taken, with_scratch};
 use crate::responder::{Call, Errand, Responder};
 use crate::seam::{Gather, Scatter};
 use crate::service::Session;
@@ -256,13 +255,8 @@ impl ServerCore {
                 let mut scatter = Scatter::new();
                 let region = self.responder.scatter(&mut scatter, MAX_MOVE as u64);
                 let direct = scatter.bytes();
-                let ahead = match direct as u64 {
-                    0 if self.responder.is_staging() => SCRATCH,
-                    0 if self.large => AHEAD_LARGE,
-                    n if n > LARGE => AHEAD_LARGE,
-                    _ => AHEAD_SMALL,
-                };
                 if !scatter.is_full() {
+                    let ahead = ahead(direct, self.large, self.responder.is_staging());
                     scatter.push_bytes(&mut scratch[..ahead]);
                 }
                 let wanted = scatter.bytes();
@@ -278,12 +272,7 @@ impl ServerCore {
                     }
                 }
             };
-            let n = match received {
-                Ok(0) => return Err("closed by the peer".into()),
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-                Err(e) => return Err(format!("receiving: {e}")),
-            };
+            let Some(n) = given(received)? else { return Ok(true) };
             self.last_progress = Coarse::now();
             moved += n;
             if let Some(cipher) = &mut self.cipher {
@@ -329,16 +318,8 @@ impl ServerCore {
                         Err(_) => return Err("a region was revoked while its bytes were being sent".into()),
                     }
                 }
-                let mut gather = Gather::new();
-                gather.push_bytes(cipher.outgoing());
-                if gather.is_empty() {
-                    return Ok(());
-                }
-                let (wanted, sent) = (gather.bytes(), gather.send(fd));
-                if let Ok(n) = sent {
-                    cipher.sent(n);
-                }
-                (wanted, sent)
+                let Some(sent) = send_sealed(cipher, fd) else { return Ok(()) };
+                sent
             } else {
                 let mut gather = Gather::new();
                 let region = self.responder.gather(&mut gather, MAX_MOVE);
@@ -361,15 +342,10 @@ impl ServerCore {
                     Err(_) => return Err("a region was revoked while its bytes were being sent".into()),
                 }
             };
-            match sent {
-                Ok(n) => {
-                    self.last_progress = Coarse::now();
-                    if n < wanted {
-                        return Ok(());
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(e) => return Err(format!("sending: {e}")),
+            let Some(n) = taken(sent)? else { return Ok(()) };
+            self.last_progress = Coarse::now();
+            if n < wanted {
+                return Ok(());
             }
         }
     }

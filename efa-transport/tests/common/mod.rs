@@ -283,9 +283,9 @@ impl Target {
         });
     }
 
-    /// As [`processor_waits`], of its process.
-    pub(crate) fn processor_waits(&self) -> Duration {
-        processor_waits(self.child.id())
+    /// As [`processor_times`], of its process.
+    pub(crate) fn processor_times(&self) -> Option<(Duration, Duration)> {
+        processor_times(self.child.id())
     }
 
     /// Ends it without a warning.
@@ -400,15 +400,18 @@ pub(crate) fn serve_with(also: impl FnOnce(&Arc<Mapping>)) {
     std::process::exit(0);
 }
 
-/// For how long all threads of a process were ready to run and had no processor; nothing where the kernel does not tell.
-pub(crate) fn processor_waits(process: u32) -> Duration {
+/// For how long all threads of a process have run, and for how long they were ready to and had no processor; `None` where the kernel
+/// does not tell.
+pub(crate) fn processor_times(process: u32) -> Option<(Duration, Duration)> {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
-    // Time on a processor, time without one, number of turns.
-    let waited = |task: std::fs::DirEntry| -> Option<u64> {
+    // Time on a processor, time without one, number of turns; in nanoseconds.
+    let times = |task: std::fs::DirEntry| -> Option<(u64, u64)> {
         let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split(' ').nth(1)?.parse().ok()
+        let mut fields = text.split_whitespace();
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
     };
-    tasks.filter_map(waited).map(Duration::from_nanos).sum()
+    let (ran, waited) = tasks.filter_map(times).reduce(|sum, task| (sum.0 + task.0, sum.1 + task.1))?;
+    Some((Duration::from_nanos(ran), Duration::from_nanos(waited)))
 }
 
 /// Waits for something that does not tell when it has happened.

@@ -1,6 +1,5 @@
 //! What a lane's lock guards: the requests in flight, the cipher, and moving their bytes through the socket.
 
-use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use crate::cipher::{Cipher, MAX_PLAIN};
 use crate::clock::Coarse;
 use crate::initiator::{Initiator, Leavings};
 use crate::memory::OwnedMemory;
-use crate::moving::{AHEAD_LARGE, AHEAD_SMALL, Cause, LARGE, MAX_MOVE, SCRATCH, seal, with_scratch};
+use crate::moving::{Cause, LARGE, MAX_MOVE, ahead, given, seal, send_sealed, taken, with_scratch};
 use crate::seam::{Gather, Scatter};
 use crate::slice::Slice;
 
@@ -69,16 +68,8 @@ impl LaneCore {
                     let n = seal(cipher, &gather).map_err(|e| e.to_string())?;
                     self.initiator.sent(n as u64);
                 }
-                let mut gather = Gather::new();
-                gather.push_bytes(cipher.outgoing());
-                if gather.is_empty() {
-                    return Ok(());
-                }
-                let (wanted, sent) = (gather.bytes(), gather.send(fd));
-                if let Ok(n) = sent {
-                    cipher.sent(n);
-                }
-                (wanted, sent)
+                let Some(sent) = send_sealed(cipher, fd) else { return Ok(()) };
+                sent
             } else {
                 let mut gather = Gather::new();
                 self.initiator.gather(&mut gather, MAX_MOVE);
@@ -91,15 +82,10 @@ impl LaneCore {
                 }
                 (wanted, sent)
             };
-            match sent {
-                Ok(n) => {
-                    self.last_progress = Coarse::now();
-                    if n < wanted {
-                        return Ok(());
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(e) => return Err(format!("sending: {e}")),
+            let Some(n) = taken(sent)? else { return Ok(()) };
+            self.last_progress = Coarse::now();
+            if n < wanted {
+                return Ok(());
             }
         }
     }
@@ -129,23 +115,13 @@ impl LaneCore {
                 let mut scatter = Scatter::new();
                 self.initiator.scatter(&mut scatter, MAX_MOVE as u64);
                 let direct = scatter.bytes();
-                let ahead = match direct as u64 {
-                    0 if self.initiator.is_staging() => SCRATCH,
-                    0 if self.large => AHEAD_LARGE,
-                    n if n > LARGE => AHEAD_LARGE,
-                    _ => AHEAD_SMALL,
-                };
                 if !scatter.is_full() {
+                    let ahead = ahead(direct, self.large, self.initiator.is_staging());
                     scatter.push_bytes(&mut scratch[..ahead]);
                 }
                 (direct, scatter.bytes(), scatter.receive(fd))
             };
-            let n = match received {
-                Ok(0) => return Err("closed by the peer".into()),
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(e) => return Err(format!("receiving: {e}")),
-            };
+            let Some(n) = given(received)? else { return Ok(()) };
             self.last_progress = Coarse::now();
             self.pinged = false;
             moved += n;
