@@ -1,7 +1,7 @@
 //! What the handles of a transport share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use fabric_safe::Access;
@@ -62,6 +62,8 @@ pub(crate) struct Core {
     pub(crate) gauges: TransportGauges,
     pub(crate) retried: AtomicU64,
     pub(crate) trace: Option<Trace>,
+    /// For threads that outlast who starts them.
+    me: OnceLock<Weak<Core>>,
 }
 
 impl Core {
@@ -104,7 +106,20 @@ impl Core {
             gauges: TransportGauges::new(),
             retried: AtomicU64::new(0),
             trace,
+            me: OnceLock::new(),
         })
+    }
+
+    /// Shared from now on.
+    pub(crate) fn share(self) -> Arc<Self> {
+        let core = Arc::new(self);
+        let _ = core.me.set(Arc::downgrade(&core));
+        core
+    }
+
+    /// Itself, shared; `None` when its last owner is just letting go of it.
+    pub(crate) fn shared(&self) -> Option<Arc<Self>> {
+        self.me.get().and_then(Weak::upgrade)
     }
 
     // ---- descriptors and peers -----------------------------------------------------------------------------------------

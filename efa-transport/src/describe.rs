@@ -72,7 +72,10 @@ impl Core {
                 let state = lane.state.lock();
                 (std::sync::Arc::clone(&state.endpoint), state.queue.depth())
             };
-            let Emulation { read, write } = lane.nic.emulation(&endpoint);
+            // While an endpoint is being closed, the provider has it.
+            let closing = lane.reopening.is_closing();
+            let Emulation { read, write } =
+                if closing { Emulation::default() } else { lane.nic.emulation(&endpoint) };
             let info = &lane.nic.info;
             let name = &lane.nic.name;
             if write == Some(true) {

@@ -5,12 +5,11 @@ use std::sync::atomic::Ordering;
 
 use crate::batch::Party;
 use crate::batches::Expired;
-use crate::clock::nanos;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::Event;
 use crate::lane::{Lane, Left};
-use crate::lot::{Cargo, Lot, Stray, Taken};
+use crate::lot::{Lot, Stray};
 use crate::peer::Peer;
 use crate::scheduler::health::Change;
 use crate::scheduler::retry::{Decision, Failure, decide};
@@ -149,11 +148,12 @@ impl Core {
     }
 
     pub(crate) fn note_nic_failure(&self, lane: &Lane, now: u64) {
-        let mut health = lane.health.lock();
-        let change = health.failed(now, NIC_TOLERANCE);
-        // Never 0: its next success is to be noticed.
-        lane.aside_until.store(health.aside_until().max(1), Ordering::Relaxed);
-        drop(health);
+        let change = {
+            let mut health = lane.health.lock();
+            let change = health.failed(now, NIC_TOLERANCE);
+            lane.set_aside(&health, 1);
+            change
+        };
         if change == Change::SetAside {
             metrics::counter!("weft_efa_nic_down_total", "nic" => lane.nic.name.clone()).increment(1);
             tracing::warn!(nic = %lane.nic.name, "set aside after {NIC_TOLERANCE} failures in a row");
@@ -173,8 +173,12 @@ impl Core {
 
     /// An attempt went well, over a NIC or to a peer that had not been well.
     pub(crate) fn recovered(&self, lane: &Lane, peer: &Peer, remote_nic: usize) {
-        let change = lane.health.lock().succeeded();
-        lane.aside_until.store(0, Ordering::Relaxed);
+        let change = {
+            let mut health = lane.health.lock();
+            let change = health.succeeded();
+            lane.set_aside(&health, 0);
+            change
+        };
         if change == Change::Recovered {
             tracing::info!(nic = %lane.nic.name, "works again");
             self.events.push(Event::NicUp { nic: lane.nic.name.clone() });
@@ -212,43 +216,6 @@ impl Core {
         }
     }
 
-    /// A completion queue that has failed: its endpoint is closed, which ends everything that it would have told.
-    #[cold]
-    pub(crate) fn broken(&self, lane: &Lane, why: &str) {
-        tracing::error!(nic = %lane.nic.name, why, "the completion queue has failed");
-        self.note_nic_failure(lane, self.clock.now());
-        self.reopen(lane);
-    }
-
-    pub(crate) fn reopen(&self, lane: &Lane) {
-        let result = lane.reopen(&mut lane.state.lock());
-        match result {
-            Ok(()) => {
-                tracing::warn!(nic = %lane.nic.name, "its endpoint has been closed and opened again");
-                lane.state.lock().queue.set_closed(false);
-                // As after any failure, unless it was set aside for longer; never 0, so that a success is noticed.
-                lane.aside_until.store(lane.health.lock().aside_until().max(1), Ordering::Relaxed);
-                self.changed();
-            }
-            Err(error) => {
-                tracing::error!(nic = %lane.nic.name, %error, "cannot be opened again");
-                lane.state.lock().queue.set_closed(true);
-                let stranded = lane.take_waiting(|_, _| true);
-                // Far beyond every back-off; it is tried again with the next look at what is stuck.
-                lane.aside_until.store(u64::MAX, Ordering::Relaxed);
-                lane.flushed.store(true, Ordering::Relaxed);
-                self.events.push(Event::NicDown { nic: lane.nic.name.clone() });
-                let now = self.clock.now();
-                for taken in stranded {
-                    if let Taken::Stray(mut stray) = taken {
-                        stray.attempted(lane.index);
-                        self.failed(stray, Failure::Aborted, &error.to_string(), now);
-                    }
-                }
-            }
-        }
-    }
-
     /// Drops waiting slices whose request has ended.
     pub(crate) fn sweep(&self) {
         for lane in &self.lanes {
@@ -269,33 +236,5 @@ impl Core {
             self.sweep();
         }
         next
-    }
-
-    /// Reopens the endpoint of every lane that holds an operation long after its request has ended.
-    pub(crate) fn unstick(&self) {
-        let now = self.clock.now();
-        let patience = nanos(self.config.stuck_after);
-        for lane in &self.lanes {
-            if let Some(trouble) = lane.nic.trouble() {
-                tracing::warn!(nic = %lane.nic.name, trouble, "the provider reports");
-            }
-            let Some(state) = lane.state.try_lock() else { continue };
-            let stuck = state.queue.flying().any(|(_, slice)| match state.lots.get(slice.lot) {
-                Some(Cargo::Lot(lot)) => {
-                    let deadline = lot.batch.deadline;
-                    lot.batch.request_has_ended(slice.request())
-                        && now.saturating_sub(deadline.max(slice.since)) > patience
-                        && now > deadline
-                }
-                Some(Cargo::Probe(probe)) => {
-                    probe.is_unattended() && now.saturating_sub(probe.since) > patience
-                }
-                None => false,
-            });
-            drop(state);
-            if stuck || lane.flushed.swap(false, Ordering::Relaxed) {
-                self.reopen(lane);
-            }
-        }
     }
 }

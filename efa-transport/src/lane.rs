@@ -19,6 +19,7 @@ use crate::gauges::NicGauges;
 use crate::lot::{Cargo, Lot, Lots, Stray, Taken};
 use crate::nic::Nic;
 use crate::post::{Owed, Path};
+use crate::reopen::Reopening;
 use crate::scheduler::health::Health;
 use crate::scheduler::queue::{Queue, Token};
 use crate::scheduler::rail::Pace;
@@ -87,6 +88,7 @@ pub(crate) struct Lane {
     pub(crate) pace: Pace,
     /// The endpoint has stopped working.
     pub(crate) flushed: AtomicBool,
+    pub(crate) reopening: Reopening,
     /// Whether immediates and handshakes arrive only if somebody polls.
     pub(crate) manual: bool,
 }
@@ -175,6 +177,7 @@ impl Lane {
             counters: LaneCounters::default(),
             pace,
             flushed: AtomicBool::new(false),
+            reopening: Reopening::default(),
             manual,
         }
     }
@@ -215,6 +218,9 @@ impl Lane {
 
     /// Reads completions and posts what can be posted. Returns how much happened.
     pub(crate) fn drive(&self, state: &mut LaneState, context: &Context<'_>, outcome: &mut Outcome) -> usize {
+        if self.reopening.is_closing() {
+            return 0;
+        }
         if state.owed.is_some() {
             self.keep_promise(state);
         }
@@ -314,17 +320,6 @@ impl Lane {
             lots.take(&slice)
         });
         taken.collect()
-    }
-
-    /// Closes the endpoint, which ends everything in flight, and opens another. For operations that the provider never ends.
-    pub(crate) fn reopen(&self, state: &mut LaneState) -> Result<(), crate::Error> {
-        state.endpoint.close().map_err(|error| {
-            crate::Error::fabric(format!("closing the endpoint of NIC {}", self.nic.name), error)
-        })?;
-        state.owed = None;
-        state.endpoint = Arc::new(self.nic.open_endpoint()?);
-        self.counters.reopened.fetch_add(1, Ordering::Relaxed);
-        Ok(())
     }
 }
 

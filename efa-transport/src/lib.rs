@@ -102,6 +102,7 @@ mod classify;
 mod failure;
 mod idle;
 mod progress;
+mod reopen;
 
 // Deciding, without doing.
 pub mod scheduler;

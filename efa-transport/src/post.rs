@@ -109,7 +109,7 @@ impl Lane {
     /// Posts slices in order while there are credits.
     pub(crate) fn post(&self, state: &mut LaneState, context: &Context<'_>, outcome: &mut Outcome) -> usize {
         // Most readings of a stream find nothing, and its queue is full then.
-        if state.queue.queued() == 0 || state.queue.in_flight() >= state.queue.depth() {
+        if state.queue.queued() == 0 || state.queue.is_full() {
             return 0;
         }
         let (endpoint, desk) = &mut state.desk();

@@ -231,7 +231,9 @@ impl Core {
             );
             for lane in watch.dull() {
                 // Whether there is something is seen at the next look.
-                let _ = self.lanes[lane].nic.queue.arm();
+                if !self.lanes[lane].reopening.is_closing() {
+                    let _ = self.lanes[lane].nic.queue.arm();
+                }
             }
         }
         idler.saw(seen, began);
@@ -240,7 +242,12 @@ impl Core {
 
     /// Sleeps on the wait objects.
     fn block(&self, bell: bool, limit: Duration) -> Slept {
-        if self.lanes.iter().all(|lane| matches!(lane.nic.queue.arm(), Ok(true))) {
+        // The provider has the queue of an endpoint that is being closed; the bell rings when it is done.
+        if self
+            .lanes
+            .iter()
+            .all(|lane| lane.reopening.is_closing() || matches!(lane.nic.queue.arm(), Ok(true)))
+        {
             self.parking.sleep(true, bell, limit)
         } else {
             Slept::NotAtAll

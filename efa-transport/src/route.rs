@@ -281,7 +281,7 @@ impl Core {
             let here = lane.drive(&mut state, &context, &mut outcome);
             happened += here;
             told(lane, here);
-            if state.queue.queued() == 0 && state.queue.in_flight() < state.queue.depth() {
+            if state.queue.queued() == 0 && !state.queue.is_full() {
                 idle |= 1 << lane.index;
             }
             drop(state);

@@ -72,7 +72,7 @@ impl Transport {
         });
         let epoch = random()?;
         let name = config.name.clone().unwrap_or_else(default_name);
-        let core = Arc::new(Core::new(config, (why, rejected), (name, epoch), first, second)?);
+        let core = Core::new(config, (why, rejected), (name, epoch), first, second)?.share();
         core.description().log(0);
         let thread = crate::progress::start(&core).map_err(|source| {
             Error::fabric("starting a thread", fabric_safe::Error::System { what: "thread", source })

@@ -52,7 +52,8 @@ pub struct Queue<T> {
     tail: u32,
     /// Flows whose provider's queue was full.
     paused: Vec<u32>,
-    closed: bool,
+    /// Slices in flight that are enough: `depth`, or none while closed.
+    limit: usize,
     /// The slots of one flow, while some are taken away.
     line: Vec<u32>,
 }
@@ -123,7 +124,7 @@ impl<T> Queue<T> {
             head: NONE,
             tail: NONE,
             paused: Vec::new(),
-            closed: false,
+            limit: depth,
             line: Vec::new(),
         }
     }
@@ -166,7 +167,14 @@ impl<T> Queue<T> {
 
     /// While closed, nothing is handed out to be posted; slices in flight end as usual.
     pub const fn set_closed(&mut self, closed: bool) {
-        self.closed = closed;
+        self.limit = if closed { 0 } else { self.depth };
+    }
+
+    /// Whether nothing can be posted, however much waits.
+    #[inline]
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        self.in_flight >= self.limit
     }
 
     /// Queues a slice of a flow.
@@ -233,7 +241,7 @@ impl<T> Queue<T> {
     /// The same, with the slice.
     #[inline(always)] // in the one loop that posts; called, it costs a third more
     pub fn take_next(&mut self, now: u64) -> Option<(Token, &mut T)> {
-        if self.closed || self.in_flight >= self.depth {
+        if self.is_full() {
             return None;
         }
         if !self.paused.is_empty() {
@@ -267,8 +275,7 @@ impl<T> Queue<T> {
         let flow = head.and_then(|head| self.flows.get(head.next as usize)).or(head);
         let next = flow.map(|flow| flow.first);
         let bytes = next.and_then(|index| self.slots.get(index as usize)).map(|slot| slot.bytes);
-        !self.closed
-            && self.in_flight < self.depth
+        !self.is_full()
             && bytes.is_some_and(|bytes| self.in_flight_bytes.saturating_add(bytes) <= self.window_bytes)
     }
 

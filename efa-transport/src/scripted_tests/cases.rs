@@ -51,7 +51,7 @@ fn a_request_ends_at_its_deadline_and_not_before() {
             assert!(!handle.quiesced(Instant::now()));
             assert_eq!(stand.transport.peer_state(peer).unwrap().outstanding, 1);
             stand.advance(LONG);
-            stand.core().unstick();
+            stand.unstick();
             stand.drive();
             assert!(handle.quiesced(Instant::now()), "its endpoint has been closed");
             stand.meet("peer", (1, 1), 100);
@@ -488,7 +488,7 @@ fn what_was_on_a_flushed_endpoint_ends_once_on_another() {
             let there =
                 control.placed().iter().take(8).filter(|placed| placed.endpoint == first).count() as u64;
             assert!(there > 1, "{:?}", control.placed());
-            stand.core().unstick();
+            stand.unstick();
             stand.drive();
             stand.advance(Duration::from_secs(1));
             stand.drive();
@@ -506,7 +506,7 @@ fn what_was_on_a_flushed_endpoint_ends_once_on_another() {
             assert_eq!(ended, there);
             assert_eq!(stand.transport.peer_statistics(peer).unwrap().slices, there);
             assert_ne!(stand.endpoint_of(reopened.iter().position(|&n| n == 1).unwrap()), first);
-            stand.core().unstick();
+            stand.unstick();
             assert_eq!(control.counts().forgotten, receives + there - 1, "once");
         },
     );
@@ -563,8 +563,10 @@ fn what_waits_for_a_card_that_cannot_be_opened_again_goes_elsewhere() {
             control.tell(Call::Open, Answer::Fail(EIO), 1);
             let lane = &stand.core().lanes[0];
             stand.core().broken(lane, "as the test says");
+            stand.settle();
             assert!(!lane.is_usable(u64::MAX - 1));
             stand.core().reopen(&stand.core().lanes[1]);
+            stand.settle();
             stand.advance(Duration::from_millis(300));
             stand.drive();
             stand.advance(Duration::from_secs(1));
@@ -577,7 +579,7 @@ fn what_waits_for_a_card_that_cannot_be_opened_again_goes_elsewhere() {
             let other = stand.endpoint_of(1);
             assert!(stand.placed_since(before).iter().all(|placed| placed.endpoint == other));
             // The next look at what is stuck opens it.
-            stand.core().unstick();
+            stand.unstick();
             assert!(lane.is_usable(stand.now() + 1_000_000_000));
             stand.advance(Duration::from_secs(2));
             let before = control.placed().len();

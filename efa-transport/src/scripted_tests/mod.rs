@@ -8,7 +8,7 @@ mod schedules;
 mod scripted;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fabric_safe::{Mapping, PageKind};
@@ -33,6 +33,8 @@ struct Stand {
     transport: Transport,
     region: Region,
     control: Control,
+    /// The test makes the provider hang: nobody waits for endpoints that are being opened.
+    hangs: AtomicBool,
 }
 
 impl Stand {
@@ -72,7 +74,7 @@ impl Stand {
         }
         let mapping = Mapping::anonymous((BLOCK * BLOCKS) as usize, PageKind::Small).unwrap();
         let region = transport.register(Arc::new(mapping), Access::ALL).unwrap();
-        Self { transport, region, control }
+        Self { transport, region, control, hangs: AtomicBool::new(false) }
     }
 
     fn core(&self) -> &Arc<Core> {
@@ -148,12 +150,29 @@ impl Stand {
     fn drive(&self) {
         let mut quiet = 0;
         for _ in 0..ENOUGH {
-            quiet = if self.core().drive_all() > 0 { 0 } else { quiet + 1 };
+            quiet = if self.core().drive_all() > 0 || self.settle() { 0 } else { quiet + 1 };
             if quiet > 8 {
                 return;
             }
         }
         panic!("it does not come to rest: {:#?}", self.transport.statistics());
+    }
+
+    /// Waits until every endpoint that is being opened is, or has failed to. True if there was one.
+    fn settle(&self) -> bool {
+        let mut any = false;
+        while !self.hangs.load(Ordering::SeqCst)
+            && self.core().lanes.iter().any(|lane| lane.reopening.is_under_way())
+        {
+            any = true;
+            std::thread::yield_now();
+        }
+        any
+    }
+
+    fn unstick(&self) {
+        self.core().unstick();
+        self.settle();
     }
 
     /// The number of the endpoint that a lane has now.

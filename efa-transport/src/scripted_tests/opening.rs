@@ -1,5 +1,6 @@
-//! A second fabric whose provider takes its time to open it.
+//! Providers that take their time to open something: a second fabric, or an endpoint again.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use scripted_provider::{Answer, Call, Control};
@@ -140,6 +141,127 @@ fn who_waits_for_the_second_fabric_hears_how_it_ended() {
                     stand.transport.add_or_update_peer(wanted).expect("now it can be opened");
                 }
             }
+        }
+    });
+}
+
+/// Times that endpoints have been opened again.
+fn reopened(stand: &Stand) -> u64 {
+    stand.transport.statistics().nics.iter().map(|nic| nic.reopened).sum()
+}
+
+/// Catches: whoever drives, submits or looks at the time held up by a card that is being opened again, or closed; work that stays with
+/// that card although another one could do it, or comes to it meanwhile; two openings of one card at once; an outcome that nobody takes
+/// in.
+#[test]
+fn while_a_card_is_being_opened_again_the_others_carry_on_and_deadlines_hold() {
+    let test =
+        "scripted_tests::opening::while_a_card_is_being_opened_again_the_others_carry_on_and_deadlines_hold";
+    scripted(test, |control| {
+        for call in [Call::Open, Call::CloseEndpoint] {
+            for nics in [1, 3] {
+                let stand =
+                    Stand::open(control, "scripted", nics, |config| config.stripe_bytes(super::BLOCK));
+                let peer = stand.meet("peer", (1, 1), 100);
+                let core = stand.core();
+                let depth = scripted_provider::DEPTH as u64 * nics as u64;
+                control.tell(Call::Post, Answer::Complete { after: 3 }, u32::MAX);
+                // More than the cards take, so that some wait.
+                let handle = stand.send(peer, 2 * depth, LONG);
+                let objects = control.counts().objects;
+                control.tell(call, Answer::Hang, 1);
+                stand.hangs.store(true, Ordering::SeqCst);
+                let began = Instant::now();
+                stand.events();
+                core.broken(&core.lanes[0], "as the test says");
+                let queued = || core.lanes[0].state.lock().queue.queued();
+                assert_eq!(queued() == 0, nics > 1, "{call:?}: {} wait", queued());
+                // Any reason to open it again while that goes on.
+                core.lanes[0].flushed.store(true, Ordering::SeqCst);
+                core.reopen(&core.lanes[0]);
+                core.broken(&core.lanes[0], "again");
+                stand.unstick();
+                if call == Call::Open {
+                    eventually("it is not closed", || !core.lanes[0].reopening.is_closing());
+                }
+                stand.drive_through(20);
+                let state = handle.poll();
+                if nics > 1 && call == Call::Open {
+                    assert!(state.expect("over the others").is_ok());
+                }
+                // What comes later goes over the others, or waits no longer than it may.
+                control.tell(Call::Post, Answer::Usual, u32::MAX);
+                let before = control.placed().len();
+                let later = stand.send(peer, 9, LIMIT);
+                stand.drive();
+                if nics > 1 {
+                    assert!(later.poll().expect("it has ended").is_ok());
+                }
+                let out = stand.endpoint_of(0);
+                assert!(stand.placed_since(before).iter().all(|placed| placed.endpoint != out), "{call:?}");
+                stand.advance(LIMIT);
+                core.expire();
+                if nics == 1 {
+                    assert!(matches!(later.status(0), Status::Failed(Error::Timeout { .. })));
+                    assert!(later.quiesced(Instant::now()), "nothing of it has been posted");
+                }
+                let _ = (stand.transport.describe(), stand.transport.statistics());
+                stand.meet("newcomer", (1, 1), 300);
+                assert_eq!(reopened(&stand), 0);
+                assert!(began.elapsed() < PATIENCE);
+                // It comes to an end, and is used.
+                control.forget_answers();
+                stand.hangs.store(false, Ordering::SeqCst);
+                stand.settle();
+                assert!(stand.events().contains(&Event::DescriptorChanged));
+                stand.advance(LONG + LONG);
+                core.expire();
+                stand.drive();
+                assert!(handle.quiesced(Instant::now()));
+                assert_eq!(
+                    (reopened(&stand), control.counts().objects),
+                    (1, objects),
+                    "{call:?}, {nics} NICs"
+                );
+                // It has not answered for a while, as far as is known.
+                stand.meet("peer", (1, 1), 100);
+                let before = control.placed().len();
+                let all = stand.send(peer, depth, LONG);
+                stand.drive();
+                assert!(all.poll().expect("it has ended").is_ok());
+                let again = stand.endpoint_of(0);
+                assert!(again != out && stand.placed_since(before).iter().any(|it| it.endpoint == again));
+                stand.assert_clean(&[peer]);
+            }
+        }
+    });
+}
+
+/// Catches: a shutdown that waits for a provider; anything that is left behind when that comes back in the end.
+#[test]
+fn a_card_that_is_being_opened_again_does_not_hold_up_a_shutdown() {
+    let test = "scripted_tests::opening::a_card_that_is_being_opened_again_does_not_hold_up_a_shutdown";
+    scripted(test, |control| {
+        for call in [Call::Open, Call::CloseEndpoint] {
+            let none = control.counts();
+            let stand = Stand::open(control, "scripted", 2, |config| config);
+            let peer = stand.meet("peer", (1, 1), 100);
+            control.tell(Call::Post, Answer::Never, 4);
+            let handle = stand.send(peer, 4, LONG);
+            control.tell(call, Answer::Hang, 1);
+            stand.core().broken(&stand.core().lanes[0], "as the test says");
+            let began = Instant::now();
+            stand.transport.shutdown(Instant::now());
+            for request in 0..4 {
+                assert!(matches!(handle.status(request), Status::Failed(_)), "{:?}", handle.status(request));
+            }
+            drop((handle, stand));
+            assert!(began.elapsed() < PATIENCE);
+            control.forget_answers();
+            eventually("something is left behind", || {
+                let left = control.counts();
+                (left.objects, left.regions) == (none.objects, none.regions)
+            });
         }
     });
 }

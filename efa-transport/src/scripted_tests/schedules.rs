@@ -211,6 +211,7 @@ impl<'a> Schedule<'a> {
             Act::Break { nic, for_now } => {
                 control.tell(Call::Open, Answer::Fail(EIO), u32::from(for_now));
                 core.broken(&core.lanes[nic], "as the test says");
+                self.stand.settle();
             }
             Act::Restart { who, new_life } => {
                 let (life, old) = (self.known[who].life, self.known[who].keys);
@@ -232,7 +233,7 @@ impl<'a> Schedule<'a> {
                 prop_assert!(id != old && transport.peer_state(old).is_err());
                 self.known[who] = Known { id, life, keys };
             }
-            Act::Unstick => core.unstick(),
+            Act::Unstick => self.stand.unstick(),
         }
         self.look()
     }
@@ -280,7 +281,7 @@ impl<'a> Schedule<'a> {
             // Beyond every deadline, every pause, and the time that a card may sit on an operation.
             self.stand.advance(Duration::from_secs(20));
             self.stand.core().expire();
-            self.stand.core().unstick();
+            self.stand.unstick();
             self.stand.drive();
         }
         self.look()?;

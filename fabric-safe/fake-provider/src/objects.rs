@@ -41,8 +41,10 @@ pub(crate) unsafe fn open<T>(out: *mut *mut T, object: T, then: impl FnOnce(usiz
 pub(crate) unsafe fn close<T>(fid: *mut fid, call: Call, then: impl FnOnce(usize)) -> i32 {
     {
         let mut world = world();
-        if let Err(status) = world.status(call) {
-            return status;
+        match world.answer(call) {
+            Answer::Fail(errno) => return errno.wrapping_neg(),
+            Answer::Hang => world = hang(world),
+            _ => {}
         }
         world.objects -= 1;
     }

@@ -73,7 +73,7 @@ pub enum Answer {
     Limit(u32),
     /// A read returns, before anything else, an entry with this context, which was never posted.
     Stray(u64),
-    /// A call that opens something does not return until the answers are forgotten; then it does the usual.
+    /// A call that opens or closes something does not return until the answers are forgotten; then it does the usual.
     Hang,
 }
 
