@@ -42,6 +42,8 @@ pub(crate) struct Core {
     pub(crate) regions: Mutex<Vec<(u64, Weak<RegionInner>)>>,
     next_region: AtomicU64,
     generation: AtomicU64,
+    /// Changes of how peers reach us.
+    reach: AtomicU64,
     descriptor: Mutex<Option<(u64, Vec<u8>)>>,
     pub(crate) events: Events,
     pub(crate) arrivals: Arrivals,
@@ -89,6 +91,7 @@ impl Core {
             regions: Mutex::default(),
             next_region: AtomicU64::new(1),
             generation: AtomicU64::new(1),
+            reach: AtomicU64::new(0),
             descriptor: Mutex::new(None),
             events: Events::new(),
             arrivals: Arrivals::new(),
@@ -130,6 +133,18 @@ impl Core {
 
     pub(crate) fn changed(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
+        self.events.push(Event::DescriptorChanged);
+    }
+
+    pub(crate) fn reach(&self) -> u64 {
+        self.reach.load(Ordering::Acquire)
+    }
+
+    /// The descriptor has changed, and what peers have of the former one does not lead here any more, or not the best way.
+    pub(crate) fn reached_otherwise(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        // Whoever sees this one sees the other.
+        self.reach.fetch_add(1, Ordering::AcqRel);
         self.events.push(Event::DescriptorChanged);
     }
 
@@ -293,6 +308,7 @@ impl Core {
             name: peer.name.clone(),
             down: peer.health().is_down(),
             stale: peer.is_stale(),
+            generation: table.generation,
             fabric: table.fabric_name.clone(),
             device_rdma: table.device.rdma(),
             nics,

@@ -99,7 +99,7 @@ impl Core {
                     }
                     Failure::Stranger => {
                         if !self.every_rail.swap(true, Ordering::Relaxed) {
-                            self.changed();
+                            self.reached_otherwise();
                         }
                         if Arc::ptr_eq(&peer.table(), &table) && peer.set_stale() {
                             self.events.push(Event::PeerStale { peer: peer.id, name: peer.name.clone() });

@@ -225,6 +225,8 @@ pub struct PeerState {
     pub down: bool,
     /// Its descriptor is out of date: requests to it fail at once until a new one is [added](crate::Transport::add_or_update_peer).
     pub stale: bool,
+    /// Of its latest descriptor: its [`descriptor_generation`](crate::Transport::descriptor_generation) then.
+    pub generation: u64,
     /// The fabric that it is reached on: EFA's `efa` or `efa-direct`, empty with other providers.
     pub fabric: String,
     /// Whether the cards of both sides read and write by themselves; `None` where that question makes no sense or a side does

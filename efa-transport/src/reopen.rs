@@ -48,6 +48,7 @@ impl Reopening {
     }
 
     /// Whether a thread is at it.
+    #[cfg(test)]
     pub(crate) fn is_under_way(&self) -> bool {
         self.since.lock().is_some()
     }
@@ -207,7 +208,7 @@ impl Core {
         if lane.reopening.told.swap(false, Ordering::Relaxed) {
             self.events.push(Event::NicUp { nic: lane.nic.name.clone() });
         }
-        self.changed();
+        self.reached_otherwise();
     }
 
     fn not_opened(&self, lane: &Lane, error: &Error) {

@@ -182,7 +182,7 @@ impl Core {
             let failed_before = std::mem::replace(&mut *second.failed.lock(), failed).is_some();
             if opened.is_err() && !failed_before {
                 // It is not on offer any more.
-                self.changed();
+                self.reached_otherwise();
             }
             opened?;
         }
@@ -191,7 +191,7 @@ impl Core {
             news |= self.register_second(&region);
         }
         if news {
-            self.changed();
+            self.reached_otherwise();
             self.wake_progress();
         }
         Ok(())

@@ -151,6 +151,14 @@ impl Transport {
         self.0.core.generation()
     }
 
+    /// Counts changes of how peers reach us: endpoints that were opened again, fabrics that were opened or closed. Memory that is registered or
+    /// unregistered changes the descriptor only. What peers have of an earlier one leads nowhere, so they want the new one soon.
+    /// Read it before the descriptor to know which one a peer has been given. Starts at 0.
+    #[must_use]
+    pub fn reach_generation(&self) -> u64 {
+        self.0.core.reach()
+    }
+
     /// Takes a peer's descriptor. Idempotent; older ones of the same life of a peer change nothing. A peer of a known name
     /// with a new epoch has restarted: it keeps its id, and requests that still run against its former life fail.
     ///

@@ -104,8 +104,8 @@ impl Inner {
         self.settings.mooncake.value != crate::settings::Mooncake::Off
     }
 
-    /// What is registered has changed.
-    fn registrations_changed(&self) {
+    /// What others find of this engine in a store has changed.
+    pub(crate) fn republish(&self) {
         #[cfg(feature = "mooncake")]
         if let Some(publication) = self.publication.get() {
             publication.update(&self.node);
@@ -247,6 +247,10 @@ impl Engine {
             name: self.name().to_owned(),
             protocol: inner.settings.protocol.value,
             fabric: self.fabric().map_err(|error| error.to_string()),
+            #[cfg(feature = "efa")]
+            descriptor: inner.node.fabric().ok().map(crate::fabric::Fabric::generation),
+            #[cfg(not(feature = "efa"))]
+            descriptor: None,
             regions,
             registered_bytes,
             peers,
@@ -273,7 +277,7 @@ impl Engine {
     ) -> Result<Region, Error> {
         let region = self.enter(label, memory.into(), access)?;
         self.inner.node.regions.add(region.clone());
-        self.inner.registrations_changed();
+        self.inner.republish();
         Ok(region)
     }
 
@@ -305,7 +309,7 @@ impl Engine {
         for region in &regions {
             self.inner.node.regions.add(region.clone());
         }
-        self.inner.registrations_changed();
+        self.inner.republish();
         Ok(regions)
     }
 
@@ -331,7 +335,7 @@ impl Engine {
     /// [`Error::InUse`] when own requests were still running after 35 s; peers' access is gone all the same.
     pub fn unregister(&self, region: Region) -> Result<(), Error> {
         self.inner.node.regions.remove(&region);
-        self.inner.registrations_changed();
+        self.inner.republish();
         region.close(UNREGISTER_WAIT)
     }
 
@@ -345,7 +349,7 @@ impl Engine {
             self.inner.node.regions.remove(region);
             region.revoke();
         }
-        self.inner.registrations_changed();
+        self.inner.republish();
         let began = Instant::now();
         let mut outcome = Ok(());
         for region in regions {
@@ -400,6 +404,7 @@ impl Engine {
         #[cfg(feature = "efa")]
         if let (Chosen::Fabric(peer), Ok(fabric)) = (known.path, self.inner.node.fabric()) {
             fabric.remove_peer(peer);
+            self.inner.node.audience.forget(segment.name());
         }
     }
 

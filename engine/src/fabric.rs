@@ -103,6 +103,21 @@ impl Fabric {
         self.transport.describe().to_string()
     }
 
+    /// Counts the changes of how peers reach this engine, which want to know of each.
+    pub(crate) fn reach(&self) -> u64 {
+        self.transport.reach_generation()
+    }
+
+    /// Which of our descriptors is the latest.
+    pub(crate) fn generation(&self) -> u64 {
+        self.transport.descriptor_generation()
+    }
+
+    /// Which of a peer's descriptors is in use here.
+    pub(crate) fn generation_of(&self, peer: PeerId) -> Option<u64> {
+        self.transport.peer_state(peer).ok().map(|state| state.generation)
+    }
+
     /// What a peer needs to know; efa-transport's own bytes.
     pub(crate) fn descriptor(&self) -> Vec<u8> {
         self.transport.local_descriptor()

@@ -96,6 +96,8 @@ mod node;
 mod regions;
 
 // What happens to a batch, and beside it.
+#[cfg(feature = "efa")]
+mod audience;
 mod backoff;
 mod errands;
 #[cfg(feature = "efa")]

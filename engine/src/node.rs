@@ -22,6 +22,9 @@ pub(crate) struct Node {
     protocol: Protocol,
     pub(crate) regions: Regions,
     pub(crate) arrivals: Arc<Arrivals>,
+    /// Who has this engine's libfabric descriptor.
+    #[cfg(feature = "efa")]
+    pub(crate) audience: crate::audience::Audience,
     opened: OnceLock<Opened>,
     /// Weak, because the engine's transport calls the node.
     engine: OnceLock<Weak<Engine>>,
@@ -42,6 +45,8 @@ impl Node {
             protocol,
             regions: Regions::default(),
             arrivals: Arc::default(),
+            #[cfg(feature = "efa")]
+            audience: Default::default(),
             opened: OnceLock::new(),
             engine: OnceLock::new(),
         })
@@ -92,7 +97,7 @@ impl Node {
     }
 
     /// The engine, while it is up.
-    #[cfg(feature = "mooncake")]
+    #[cfg(any(feature = "mooncake", feature = "efa"))]
     pub(crate) fn engine(&self) -> Option<Arc<Engine>> {
         self.engine.get().and_then(Weak::upgrade)
     }
@@ -131,6 +136,10 @@ impl Node {
                 tracing::debug!(peer = %from.addr, name = card.name, "described to");
                 if let Some(engine) = self.engine.get().and_then(Weak::upgrade) {
                     engine.met(&card.name, card.epoch);
+                }
+                #[cfg(feature = "efa")]
+                if let (Ok(fabric), true) = (self.fabric(), card.fabric.is_some()) {
+                    self.audience.given(&card.name, fabric.reach());
                 }
                 Answer::Describe { number: self.arrivals.number(&card.name), card: self.card() }
             }

@@ -222,6 +222,13 @@ impl Segment {
             path: self.path().to_string(),
             reason: self.path_reason(),
             buffers: known.buffers().len(),
+            descriptor: match known.path {
+                #[cfg(feature = "efa")]
+                Chosen::Fabric(peer) => {
+                    self.engine().ok().and_then(|engine| engine.node.fabric().ok()?.generation_of(peer))
+                }
+                _ => None,
+            },
             retries: match known.path {
                 #[cfg(feature = "efa")]
                 Chosen::Fabric(peer) => self.engine().map_or(0, |engine| engine.node.retries(peer)),
@@ -391,11 +398,18 @@ fn describe(name: &str, engine: &Engine, deadline: Instant) -> Result<Known, Err
         return Ok(known);
     }
     let peer = engine.transport.peer(engine.resolve(name)?)?;
+    #[cfg(feature = "efa")]
+    let reach = engine.node.fabric().map(crate::fabric::Fabric::reach);
     let Answer::Describe { card, number } = ask(name, &peer, &Ask::Describe(engine.node.card()), deadline)?
     else {
         return Err(wrong_answer(name));
     };
     let (path, why) = engine.node.choose(name, &card)?;
+    // It knows this engine from the question.
+    #[cfg(feature = "efa")]
+    if let (Ok(reach), Chosen::Fabric(_)) = (reach, path) {
+        engine.node.audience.given(name, reach);
+    }
     Known::new(name, card, peer, number, (path, why))
 }
 
@@ -429,7 +443,7 @@ fn of_mooncake(name: &str, engine: &Engine, deadline: Instant) -> Result<Option<
     Known::new(name, card, peer, None, path).map(Some)
 }
 
-fn ask(segment: &str, peer: &Peer, ask: &Ask, deadline: Instant) -> Result<Answer, Error> {
+pub(crate) fn ask(segment: &str, peer: &Peer, ask: &Ask, deadline: Instant) -> Result<Answer, Error> {
     let answer = peer.call(&control::encode(ask), deadline)?;
     control::decode(&answer).map_err(|reason| Error::Control { segment: segment.to_owned(), reason })
 }

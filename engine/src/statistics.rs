@@ -17,6 +17,8 @@ pub struct Statistics {
     pub protocol: Protocol,
     /// The libfabric path in words, or why there is none.
     pub fabric: Result<String, String>,
+    /// Generation of this engine's libfabric descriptor; `None` without that path.
+    pub descriptor: Option<u64>,
     /// Registrations now.
     pub regions: usize,
     /// Bytes registered now.
@@ -53,6 +55,8 @@ pub struct PeerStatistics {
     pub path: String,
     /// Why they go that way.
     pub reason: String,
+    /// Generation of its libfabric descriptor that is in use here; `None` where it is reached another way.
+    pub descriptor: Option<u64>,
     /// Buffers that it has told of.
     pub buffers: usize,
     /// Over libfabric.

@@ -56,6 +56,8 @@ fn look_after(engine: &Weak<Engine>, post: &Post) {
             while let Some(event) = fabric.events().try_next() {
                 hear(&engine, &event);
             }
+            // Whatever the news are: they may have come before anybody asked.
+            engine.tell();
             pause = pause.min(if send_back(&engine) { BUSY } else { NEWS });
         }
     }

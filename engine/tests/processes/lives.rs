@@ -209,3 +209,83 @@ fn a_graceful_end_loses_nothing() {
     near.must(Order::Shutdown { wait_ms: 10_000 });
     assert!(far.holds("pool", &filled(8 << 20, 2)), "a request that was running has been lost");
 }
+
+/// Retries, failures and moves of a node's requests to a peer so far.
+fn trouble(node: &mut crate::cluster::Node, peer: &str) -> Vec<Option<u64>> {
+    let statistics = node.peer_statistics(peer);
+    let of = |value: &serde_json::Value| value.as_u64();
+    vec![
+        of(&statistics["retries"]),
+        of(&statistics["fabric"]["requests_failed"]),
+        of(&statistics["requests_moved"]),
+        of(&statistics["failovers"]),
+    ]
+}
+
+fn descriptor(node: &mut crate::cluster::Node) -> Option<u64> {
+    node.statistics()["descriptor"].as_u64()
+}
+
+/// A card of a node fails so that its endpoint has to be opened again, under another address. Its peers hear of it by themselves and
+/// before they fail: those that it has opened, and those that have only opened it.
+///
+/// Catches: a descriptor that changes and nobody is told, so that peers send to an address that is nobody's.
+#[test]
+fn peers_hear_of_an_endpoint_that_was_opened_again_before_they_fail() {
+    let test = "peers_hear_of_an_endpoint_that_was_opened_again_before_they_fail";
+    let Some(cluster) = Cluster::new(test, Kind::EfaDirect) else { return };
+    let _alone = alone();
+    let (mut far, mut near, mut asker) = (cluster.node(), cluster.node(), cluster.node());
+    for node in [&mut far, &mut near, &mut asker] {
+        node.register("pool", LEN, READ_WRITE, 1);
+    }
+    far.open(&near);
+    near.open(&far);
+    asker.open(&far);
+    let write = |to: &str| vec![request_to(true, "pool", to, "pool", 0, LEN as u64)];
+    let names = [far.name.clone(), near.name.clone()];
+    assert_eq!(far.run(write(&names[1])).result, Ok(()));
+    for node in [&mut near, &mut asker] {
+        assert_eq!(node.run(write(&names[0])).result, Ok(()));
+    }
+    // Its next write over either card is told that the queue pair has stopped working.
+    let before = descriptor(&mut far);
+    cluster.fault("fail status=1 op=write nth=1");
+    assert_eq!(far.batch(order(write(&names[1]), 20_000)).result, Ok(()), "over the other card");
+    cluster.heal();
+    eventually("it is opened again", || {
+        let nics = far.statistics()["nics"].clone();
+        nics.as_array().unwrap().iter().any(|nic| nic["reopened"].as_u64() > Some(0))
+    });
+    assert!(descriptor(&mut far) > before);
+    for node in [&mut near, &mut asker] {
+        let trouble_before = trouble(node, &names[0]);
+        eventually("it has heard", || {
+            node.peer_statistics(&names[0])["descriptor"].as_u64() == descriptor(&mut far)
+        });
+        for _ in 0..4 {
+            assert_eq!(node.run(write(&names[0])).result, Ok(()));
+        }
+        assert_eq!(trouble(node, &names[0]), trouble_before, "it has sent to where nobody is");
+    }
+}
+
+/// A third node has the fabric `efa` only, so that the second opens it besides. The first hears of it.
+#[test]
+fn peers_hear_of_a_second_fabric() {
+    let test = "peers_hear_of_a_second_fabric";
+    let Some(cluster) = Cluster::new(test, Kind::Auto) else { return };
+    let _alone = alone();
+    let (mut near, mut far) = (cluster.node(), cluster.node());
+    let Some(mut old) = cluster.older_node(test) else { return };
+    for node in [&mut far, &mut near, &mut old] {
+        node.register("pool", LEN, READ_WRITE, 1);
+    }
+    near.open(&far);
+    let before = descriptor(&mut far);
+    old.open(&far);
+    assert!(descriptor(&mut far) > before, "it has opened the other one");
+    eventually("it has heard", || {
+        near.peer_statistics(&far.name)["descriptor"].as_u64() == descriptor(&mut far)
+    });
+}
