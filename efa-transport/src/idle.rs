@@ -210,9 +210,12 @@ impl Idler {
     pub(crate) fn next(&self, busy: bool, now: Instant) -> Next {
         // Twice after each sleep of the progress thread: the first reading may have done something that only the second one's time
         // shows.
-        if now < self.active_until || self.readings < 2 && !busy {
-            Next::Look
-        } else if self.believes() {
+        if now < self.active_until || self.readings < 2 && !busy { Next::Look } else { self.rest(busy) }
+    }
+
+    /// How to sleep, when it is time to.
+    pub(crate) fn rest(&self, busy: bool) -> Next {
+        if self.believes() {
             Next::Block
         } else {
             Next::Pause(self.pause.min(if busy { LONGEST_BUSY } else { LONGEST }))

@@ -79,6 +79,7 @@ mod batch;
 mod batches;
 mod copy;
 mod core;
+mod crowd;
 mod lot;
 mod route;
 mod slice;

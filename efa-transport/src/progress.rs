@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll};
 
 use crate::core::Core;
+use crate::crowd::Crowd;
 use crate::error::Error;
 use crate::idle::{Idler, LONGEST, Next, SHORTEST, Slept};
 use crate::lane::Lane;
@@ -36,6 +37,8 @@ const LONGEST_BLOCKED: Duration = Duration::from_millis(50);
 const LONGEST_BUSY: Duration = Duration::from_micros(500);
 /// The longest sleep on the timer of a thread that waits: a socket's buffer is empty before long.
 const LONGEST_WAITING: Duration = Duration::from_micros(50);
+/// How long the progress thread sleeps at most where it would look again, were it not for others that want the processor.
+const SHORT_NAP: Duration = Duration::from_micros(200);
 /// How often operations that never end are looked for.
 const UNSTICK: Duration = Duration::from_millis(250);
 /// Looks at the completion queues between two looks at deadlines, while there is traffic.
@@ -50,6 +53,7 @@ pub(crate) struct Parking {
     asleep: AtomicBool,
     /// Calls that came while it was awake.
     epoch: AtomicU32,
+    crowd: Crowd,
 }
 
 impl Parking {
@@ -61,7 +65,13 @@ impl Parking {
         } else {
             None
         };
-        let parking = Self { queues, bell, asleep: AtomicBool::new(false), epoch: AtomicU32::new(0) };
+        let parking = Self {
+            queues,
+            bell,
+            asleep: AtomicBool::new(false),
+            epoch: AtomicU32::new(0),
+            crowd: Crowd::default(),
+        };
         parking.watch(lanes)?;
         Ok(parking)
     }
@@ -164,10 +174,8 @@ impl Core {
         (quiet, spins): (u32, u32),
         until: impl FnOnce() -> Instant,
     ) {
-        if quiet >= YIELDS {
+        if quiet >= YIELDS || quiet >= spins && !self.parking.crowd.yields(quiet - spins) {
             self.nap(idler.get_or_insert_with(|| self.idler()), until());
-        } else if quiet >= spins {
-            std::thread::yield_now();
         }
     }
 
@@ -176,8 +184,12 @@ impl Core {
         let now = Instant::now();
         let left = until.saturating_duration_since(now);
         // Other threads' completions wake this one as well, and the other way round.
-        match idler.next(true, now) {
-            Next::Look => std::thread::yield_now(),
+        let next = match idler.next(true, now) {
+            Next::Look if !self.parking.crowd.yields(0) => idler.rest(true),
+            next => next,
+        };
+        match next {
+            Next::Look => {}
             Next::Block => {
                 let slept = self.block(false, left.min(LONGEST_BUSY));
                 idler.blocked(slept);
@@ -293,7 +305,9 @@ fn run(core: &Core) {
             if idler.next(core.any_busy(), now) == Next::Look {
                 looks = looks.wrapping_add(1);
                 // Peers need the processor too, perhaps this very one.
-                std::thread::yield_now();
+                if !core.parking.crowd.yields(looks) {
+                    core.parking.sleep(true, true, SHORT_NAP);
+                }
                 continue;
             }
         }

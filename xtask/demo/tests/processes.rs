@@ -17,8 +17,19 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// Small pools, so that pages are reused early; one short run for each path.
-const SMALL: [&str; 8] =
-    ["--seconds", "0.5", "--model", "deepseek-v3", "--pool-mib", "128", "--staging-mib", "16"];
+/// The deadline is for machines that have much else to do.
+const SMALL: [&str; 10] = [
+    "--seconds",
+    "0.5",
+    "--model",
+    "deepseek-v3",
+    "--pool-mib",
+    "128",
+    "--staging-mib",
+    "16",
+    "--deadline",
+    "60",
+];
 
 /// Six short prompts that share their first block, so that even the shortest run reads.
 fn short_prompts() -> tempfile::NamedTempFile {
@@ -145,8 +156,9 @@ fn killed_target(transport: &str) {
     let mut words = String::new();
     initiator.0.stderr.take().unwrap().read_to_string(&mut words).unwrap();
     let status = initiator.0.wait().unwrap();
-    // The request's deadline or that of the target's answer, whichever was running; and a margin for a loaded machine.
-    assert!(killed.elapsed() < Duration::from_secs(3 + 3 + 5), "took {:?}", killed.elapsed());
+    // The request's deadline or that of the target's answer, whichever was running: not the traffic's end. How much longer than the six
+    // seconds it takes is the machine's affair.
+    assert!(killed.elapsed() < Duration::from_secs(45), "took {:?}", killed.elapsed());
     assert_eq!(status.code(), Some(1), "{words}");
     assert!(words.contains(&name), "the error does not name {name}: {words}");
     assert!(!words.contains("panicked"), "{words}");
