@@ -61,6 +61,7 @@ mod gauges;
 mod request;
 #[cfg(test)]
 mod scripted_tests;
+mod stall;
 mod stats;
 mod transport;
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::scheduler::rail::Set;
 use crate::scheduler::retry::{Tried, Untried};
 use crate::scheduler::slicer::Cut;
 use crate::slice::{NONE, Piece, Slice};
+use crate::stall::Refusals;
 use crate::warmup::Probe;
 
 /// What slices of one batch on one lane share. Dropping one that still has slices fails their requests, so nothing is ever lost.
@@ -43,8 +44,8 @@ pub(crate) struct Lot {
     pub(crate) tried: Option<Box<Tried>>,
     /// The provider has taken one of them: it may have got through, whatever has become of it here.
     pub(crate) sent: bool,
-    /// Since when the provider has had no room for its next slice; 0 for not at all.
-    pub(crate) blocked_since: u64,
+    /// Of its next slice.
+    pub(crate) refusals: Refusals,
 }
 
 impl Lot {
@@ -71,7 +72,7 @@ impl Lot {
             attempts: 0,
             tried: None,
             sent: false,
-            blocked_since: 0,
+            refusals: Refusals::default(),
         }
     }
 

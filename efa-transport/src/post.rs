@@ -4,12 +4,10 @@
 //! once for all of them that are posted in a row: their [`Path`].
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use fabric_safe::{Address, Endpoint, OperationId, PostError, PostFlags, Remote, Transmit, WriteOptions};
 
 use crate::addresses::Addresses;
-use crate::clock::nanos;
 use crate::lane::{BELL, Context, Lane, LaneState, Outcome, bump};
 use crate::lot::{Cargo, Lot, Lots, Taken};
 use crate::nic::PROBE_OWN;
@@ -18,11 +16,9 @@ use crate::scheduler::queue::{Queue, Token};
 use crate::scheduler::rail::{Set, has_one_partner, partner};
 use crate::scheduler::retry::Failure;
 use crate::slice::{NONE, Slice};
+use crate::stall::STALL;
 use crate::warmup::{LEAST, Probe};
 
-/// How long a peer may take nothing at all before that counts as a failed attempt. Connections over TCP are set up within a
-/// second even when the first packet is lost.
-const STALL: Duration = Duration::from_millis(1500);
 /// Posts between two looks at the completion queue, so that credits come back while a long queue is posted.
 const POSTS: usize = 128;
 
@@ -236,7 +232,7 @@ impl Lane {
             return Some((token, Refused::no_key("local")));
         };
         let special = lot.gate || context.doorbell_batching;
-        let blocked_since = std::mem::take(&mut lot.blocked_since);
+        let refusals = std::mem::take(&mut lot.refusals);
         let first = token;
         let mut slice = queue.get_mut(token)?;
         loop {
@@ -275,7 +271,7 @@ impl Lane {
             };
             if let Err(error) = result {
                 if token == first {
-                    lot.blocked_since = blocked_since;
+                    lot.refusals = refusals;
                 }
                 return Some((token, refused(error)));
             }
@@ -415,17 +411,14 @@ impl Lane {
     fn is_stalled(&self, desk: &mut Desk<'_>, token: Token, now: u64) -> bool {
         let (queue, lots) = (&*desk.queue, &mut *desk.lots);
         let cargo = queue.get(token).and_then(|slice| lots.get_mut(slice.lot));
-        let (flow, since) = match cargo {
-            Some(Cargo::Lot(lot)) => (lot.peer().id.slot, &mut lot.blocked_since),
-            Some(Cargo::Probe(probe)) => (probe.peer.id.slot, &mut probe.blocked_since),
+        let (flow, refusals) = match cargo {
+            Some(Cargo::Lot(lot)) => (lot.peer().id.slot, &mut lot.refusals),
+            Some(Cargo::Probe(probe)) => (probe.peer.id.slot, &mut probe.refusals),
             None => return false,
         };
         // The operation itself has a credit.
         let alone = queue.in_flight_of(flow) == 1;
-        if *since == 0 || !alone {
-            *since = now.max(1);
-        }
-        now.saturating_sub(*since) > nanos(STALL)
+        refusals.refused(now, alone)
     }
 
     /// Ends the attempt behind `token`, which the provider does not take, and lets go of the address: when it is inserted again,

@@ -14,6 +14,7 @@ use crate::request::Op;
 use crate::scheduler::rail::{Chooser, Set, cost, members, only, partners};
 use crate::scheduler::slicer::Cut;
 use crate::slice::Piece;
+use crate::stall::Refusals;
 
 /// A lane with less than this waiting is not worth taking over from.
 const WORTH_TAKING: u64 = 64 << 10;
@@ -220,7 +221,7 @@ impl Core {
     /// Puts one slice on the lane that suits it.
     pub(crate) fn route(&self, mut stray: Stray, now: u64) {
         let Lot { local_chunk, remote_chunk, .. } = stray.lot;
-        stray.lot.blocked_since = 0;
+        stray.lot.refusals = Refusals::default();
         let usable = stray.lot.other_locals(self.usable(now) & stray.lot.locals());
         let chunks = (local_chunk, remote_chunk);
         let mut eligible = self.eligible(&stray.lot.region, stray.lot.party(), chunks, usable, now);

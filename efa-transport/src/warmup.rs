@@ -23,6 +23,7 @@ use crate::progress::SPINS;
 use crate::region::RegionInner;
 use crate::request::{Batch, Op};
 use crate::scheduler::rail::partner;
+use crate::stall::Refusals;
 
 /// How a warm-up went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +63,7 @@ pub(crate) struct Probe {
     pub(crate) op: Op,
     /// Bytes.
     pub(crate) len: usize,
-    /// Since when the provider has had no room for it; 0 for never.
-    pub(crate) blocked_since: u64,
+    pub(crate) refusals: Refusals,
     /// When it was posted.
     pub(crate) since: u64,
     rail: String,
@@ -262,7 +262,7 @@ impl Core {
                 remote_nic,
                 op: if write { Op::Write } else { Op::Read },
                 len: if table.scratch { PROBE_BYTES } else { LEAST },
-                blocked_since: 0,
+                refusals: Refusals::default(),
                 since: 0,
                 rail,
                 shared: Arc::clone(shared),

@@ -15,6 +15,7 @@ const LONG: Duration = Duration::from_secs(30);
 /// What an EFA card says of operations on a queue pair that has stopped working.
 const FLUSHED: i32 = 1;
 const EACCES: i32 = 13;
+const EAGAIN: i32 = 11;
 const ETIMEDOUT: i32 = 110;
 
 /// Slices that have not been posted.
@@ -591,4 +592,28 @@ fn what_waits_for_a_card_that_cannot_be_opened_again_goes_elsewhere() {
             stand.assert_clean(&[peer]);
         },
     );
+}
+
+/// Catches: a peer that is taken for dead because this process, which alone moves what the provider has, had no processor for some seconds;
+/// one that is waited for although it takes nothing while it is asked all the time.
+#[test]
+fn time_in_which_nobody_looked_is_not_the_peers() {
+    scripted("scripted_tests::cases::time_in_which_nobody_looked_is_not_the_peers", |control| {
+        let stand = Stand::open(control, "scripted", 1, |config| config);
+        let peer = stand.meet("peer", (1, 1), 100);
+        let errors = || stand.transport.statistics().nics[0].errors;
+        control.tell(Call::Post, Answer::Fail(EAGAIN), u32::MAX);
+        let handle = stand.send(peer, 1, LONG);
+        for _ in 0..8 {
+            stand.advance(Duration::from_secs(2));
+            stand.drive();
+        }
+        assert_eq!(errors(), 0, "nobody has looked for sixteen seconds");
+        stand.drive_through(160);
+        assert!(errors() > 0, "it has been asked for 1.6 s");
+        control.reset();
+        stand.drive_through(200);
+        assert!(handle.poll().expect("it has ended").is_ok());
+        stand.assert_clean(&[peer]);
+    });
 }
