@@ -6,7 +6,7 @@ use std::future::Future;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,9 @@ pub enum Status {
     /// Ended with an error.
     Failed(Error),
 }
+
+/// No lane.
+const NOWHERE: u32 = u32::MAX;
 
 const RUNNING: u8 = 0;
 const DONE: u8 = 1;
@@ -52,6 +55,7 @@ impl Party {
     }
 
     /// Makes one that was used before good for another batch; false if the peer is another, has changed or is gone.
+    #[inline]
     fn renew(&mut self, id: PeerId) -> bool {
         self.heard = self.peer.counters.slices.load(Ordering::Relaxed);
         self.peer.id == id && self.peer.version() == self.version
@@ -119,6 +123,8 @@ pub(crate) struct BatchState {
     alive: AtomicUsize,
     /// Its handle is gone.
     let_go: AtomicBool,
+    /// Where its only slice is, if it was [sent alone](Self::begin_alone).
+    lane: AtomicU32,
 }
 
 #[derive(Default)]
@@ -142,6 +148,7 @@ impl BatchState {
             failed: AtomicUsize::new(0),
             alive: AtomicUsize::new(0),
             let_go: AtomicBool::new(false),
+            lane: AtomicU32::new(NOWHERE),
         }
     }
 
@@ -178,9 +185,29 @@ impl BatchState {
         *self.failed.get_mut() = 0;
         *self.alive.get_mut() = 0;
         *self.let_go.get_mut() = false;
+        *self.lane.get_mut() = NOWHERE;
         self.inner.get_mut().waker = None;
         *self.listened.get_mut() = false;
         Ok(())
+    }
+
+    /// The same for one request without an immediate. False if anything is different from the latest batch of this state: then it
+    /// must be [filled](Self::fill).
+    #[inline]
+    pub(crate) fn refill(&mut self, (deadline, limit): (u64, Duration), id: PeerId) -> bool {
+        let ([request], [party]) = (&mut self.requests[..], &mut self.parties[..]) else { return false };
+        let quiet = !*self.listened.get_mut() && *self.failed.get_mut() == 0;
+        if !quiet || request.immediate.is_some() || !party.renew(id) || !self.rare.get_mut().is_empty() {
+            return false;
+        }
+        *request.remaining.get_mut() = 1;
+        *request.state.get_mut() = RUNNING;
+        (self.deadline, self.limit) = (deadline, limit);
+        *self.running.get_mut() = 1;
+        *self.alive.get_mut() = 0;
+        *self.let_go.get_mut() = false;
+        *self.lane.get_mut() = NOWHERE;
+        true
     }
 
     /// Takes the peer for what `table` says, in this batch alone.
@@ -218,13 +245,15 @@ impl BatchState {
     /// below zero until then, and wraps.)
     pub(crate) fn add_slices(&self, party: u32, count: usize) {
         self.alive.fetch_add(count, Ordering::Relaxed);
-        self.parties[party as usize].peer.alive.fetch_add(count, Ordering::Relaxed);
+        self.parties[party as usize].peer.begun.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// The same for a batch that has one slice.
-    pub(crate) fn add_only_slice(&self) {
+    /// The same for a batch whose only slice goes to a lane.
+    #[inline]
+    pub(crate) fn begin_alone(&self, lane: usize) {
+        self.lane.store(lane as u32, Ordering::Relaxed);
         self.alive.store(1, Ordering::Relaxed);
-        self.parties[0].peer.alive.fetch_add(1, Ordering::Relaxed);
+        self.parties[0].peer.begun.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Keeps the slice with the immediate until all others of its request have ended well.
@@ -272,8 +301,9 @@ impl BatchState {
         }
         let gate = {
             let mut all = self.rare.lock();
-            // Under the lock: whoever sees that it has failed, and then takes the lock, finds the error.
-            if request.state.compare_exchange(RUNNING, FAILED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // Under the lock: whoever sees that it has failed, and then takes the lock, finds the error. Sequentially consistent: see
+            // `wake`; of a request that was sent alone this is the end.
+            if request.state.compare_exchange(RUNNING, FAILED, Ordering::SeqCst, Ordering::Acquire).is_err() {
                 return false;
             }
             let rare = all.entry(index).or_default();
@@ -296,11 +326,10 @@ impl BatchState {
         }
     }
 
-    /// So many slices to one peer are over, and so many requests have ended with them.
+    /// So many slices are over, which their peer's counters know already, and so many requests have ended with them.
     #[inline]
-    pub(crate) fn slices_gone(&self, party: u32, slices: u32, requests: u32) {
+    pub(crate) fn slices_gone(&self, slices: u32, requests: u32) {
         let (slices, requests) = (slices as usize, requests as usize);
-        self.parties[party as usize].peer.alive.fetch_sub(slices, Ordering::Release);
         if requests == 0 {
             if self.alive.fetch_sub(slices, Ordering::SeqCst) == slices && self.has_ended() {
                 self.wake();
@@ -334,7 +363,48 @@ impl BatchState {
 
     #[inline]
     pub(crate) fn has_ended(&self) -> bool {
-        self.running.load(Ordering::SeqCst) == 0
+        match &self.requests[..] {
+            // The count follows.
+            [one] if self.is_sent_alone() => one.state.load(Ordering::SeqCst) != RUNNING,
+            _ => self.running.load(Ordering::SeqCst) == 0,
+        }
+    }
+
+    /// Whether its only slice was [sent alone](Self::begin_alone).
+    #[inline]
+    pub(crate) fn is_sent_alone(&self) -> bool {
+        self.lane.load(Ordering::Relaxed) != NOWHERE
+    }
+
+    /// The only slice of a batch that was sent alone has ended well, and nothing touches memory for it any more.
+    #[inline]
+    pub(crate) fn end_alone(&self) {
+        // Whoever sees the request ended sees this, too.
+        self.alive.store(0, Ordering::Release);
+        let Some(one) = self.requests.first() else { return };
+        // Sequentially consistent: see `wake`. Nobody else counts a request down that has ended well.
+        if one.state.compare_exchange(RUNNING, DONE, Ordering::SeqCst, Ordering::Acquire).is_ok() {
+            self.running.store(0, Ordering::Release);
+            self.wake();
+        } else {
+            // It had failed before; somebody may wait for quiet.
+            fence(Ordering::SeqCst);
+            self.wake();
+        }
+    }
+
+    /// A slice of it has gone to another lane.
+    pub(crate) fn move_to(&self, lane: usize) {
+        if self.is_sent_alone() {
+            self.lane.store(lane as u32, Ordering::Relaxed);
+        }
+    }
+
+    /// The lane of its only slice, if it was sent alone.
+    #[inline]
+    pub(crate) fn lane(&self) -> Option<usize> {
+        let lane = self.lane.load(Ordering::Relaxed);
+        (lane != NOWHERE).then_some(lane as usize)
     }
 
     /// Whether there is one slice at most.
@@ -410,8 +480,17 @@ impl BatchState {
         inner.sleepers -= 1;
     }
 
+    /// Requests that have failed.
+    #[inline]
+    fn failures(&self) -> usize {
+        match &self.requests[..] {
+            [one] => usize::from(one.state.load(Ordering::Acquire) == FAILED),
+            _ => self.failed.load(Ordering::Acquire),
+        }
+    }
+
     fn result(&self) -> Result<(), Error> {
-        let failed = self.failed.load(Ordering::Acquire);
+        let failed = self.failures();
         if failed == 0 {
             return Ok(());
         }
@@ -449,6 +528,11 @@ pub struct BatchHandle {
 impl BatchHandle {
     pub(crate) fn new(state: Arc<BatchState>, core: Arc<Core>, slot: u32) -> Self {
         Self { state, core, slot }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn state(&self) -> &BatchState {
+        &self.state
     }
 
     /// Number of requests.
@@ -565,9 +649,16 @@ impl BatchState {
         self.let_go.load(Ordering::Acquire) && self.has_ended()
     }
 
+    /// Whether somebody sleeps, or has left a waker.
+    #[cfg(test)]
+    pub(crate) fn is_listened_to(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.sleepers > 0 || inner.waker.is_some()
+    }
+
     /// Requests that ended well, and that failed.
     pub(crate) fn tally(&self) -> (u64, u64) {
-        let failed = self.failed.load(Ordering::Acquire) as u64;
+        let failed = self.failures() as u64;
         (self.requests.len() as u64 - failed, failed)
     }
 }

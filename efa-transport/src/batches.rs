@@ -137,7 +137,11 @@ impl Core {
         // What has this one owner, under this lock, nobody can clone meanwhile; and there are no weak ones.
         let state =
             Arc::get_mut(&mut entry.state).expect("`take` gives a slot whose state nobody else holds");
-        if let Err(error) = state.fill(deadline, requests, || self.peers()) {
+        let like_before = match &batch.requests[..] {
+            [one] if one.immediate.is_none() => state.refill(deadline, one.peer),
+            _ => false,
+        };
+        if !like_before && let Err(error) = state.fill(deadline, requests, || self.peers()) {
             state.clear();
             entry.taken = false;
             batches.free.push(slot);

@@ -313,7 +313,7 @@ impl Core {
             device_rdma: table.device.rdma(),
             nics,
             nics_well: nics - aside.min(nics),
-            outstanding: peer.alive.load(Ordering::Acquire),
+            outstanding: peer.alive(),
         })
     }
 

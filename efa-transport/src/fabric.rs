@@ -14,6 +14,7 @@ use crate::lane::{Lane, Seat};
 use crate::nic::Nic;
 use crate::provider::{Rejected, fabric_of, nic_name};
 use crate::scheduler::fabric::{Device, Offer};
+use crate::scheduler::rail::Pace;
 use crate::slice::LONGEST;
 
 /// A fabric over all our cards.
@@ -26,6 +27,8 @@ pub(crate) struct OpenFabric {
     pub(crate) range: Range<usize>,
     pub(crate) lanes: Vec<Lane>,
     pub(crate) registrar: Registrar<Domain>,
+    /// Of the fastest NIC.
+    pub(crate) fastest: Pace,
     /// Bytes of immediates.
     pub(crate) immediate_bytes: usize,
     /// Bytes of the longest operation.
@@ -108,6 +111,7 @@ impl OpenFabric {
             name: lanes.first().map_or_else(String::new, |lane| fabric_of(&lane.nic.info).to_owned()),
             device,
             range: first_lane..first_lane + seats,
+            fastest: lanes.iter().map(|lane| lane.pace).min().unwrap_or(Pace::of(0)),
             immediate_bytes: lanes.iter().map(|l| l.nic.info.immediate_bytes()).min().unwrap_or(0),
             longest: lanes.iter().map(longest).min().unwrap_or(LONGEST).min(LONGEST),
             lanes,

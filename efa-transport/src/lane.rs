@@ -105,6 +105,9 @@ pub(crate) struct LaneCounters {
     pub(crate) arrivals: AtomicU64,
     pub(crate) taken_over: AtomicU64,
     pub(crate) reopened: AtomicU64,
+    /// Slices that went the [short way](crate::alone).
+    #[cfg(test)]
+    pub(crate) alone: AtomicU64,
 }
 
 /// Adds to one of those counters that nobody changes without the lane's lock: cheaper than an addition that is atomic.

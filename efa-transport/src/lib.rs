@@ -76,6 +76,7 @@ mod region;
 mod warmup;
 
 // The way of a slice.
+mod alone;
 mod batch;
 mod batches;
 mod copy;

@@ -5,6 +5,7 @@
 //! over, leaves its lane as a [`Stray`]: a piece of memory to transfer, with a lot of its own.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use slab::Slab;
 
@@ -144,7 +145,7 @@ impl Lot {
     #[inline]
     pub(crate) fn slices_gone(&mut self, count: u32, requests: u32) {
         self.slices -= count;
-        self.batch.slices_gone(self.party, count, requests);
+        self.batch.slices_gone(count, requests);
     }
 
     /// A lot of its own for one slice that leaves.
@@ -171,6 +172,7 @@ impl Drop for Lot {
             }
             None => self.batch.fail_all(&Error::ShutDown),
         }
+        self.peer().counters.lost.fetch_add(self.slices as usize, Ordering::Release);
         self.slices_gone(self.slices, 0);
     }
 }
@@ -246,6 +248,16 @@ impl Lots {
             if lot.slices == 0 {
                 self.0.remove(number as usize);
             }
+        }
+    }
+
+    /// The only slice of a lot that was sent alone has ended well, which ends its batch.
+    #[inline]
+    pub(crate) fn end_alone(&mut self, number: u32) {
+        if let Some(Cargo::Lot(lot)) = self.0.get_mut(number as usize) {
+            lot.slices = 0;
+            lot.batch.end_alone();
+            self.0.remove(number as usize);
         }
     }
 

@@ -248,8 +248,8 @@ pub(crate) struct Peer {
     /// Another one for each table, and when it has been removed.
     version: AtomicU64,
     health: PeerHealth,
-    /// Slices to it that exist: queued, or possibly still touching memory here or there.
-    pub(crate) alive: AtomicUsize,
+    /// Slices to it that there ever were; those that are over are [counted](PeerCounters) apart.
+    pub(crate) begun: AtomicUsize,
     /// Set while our descriptor of it is known to be out of date.
     stale: AtomicBool,
     pub(crate) counters: PeerCounters,
@@ -259,7 +259,10 @@ pub(crate) struct Peer {
 pub(crate) struct PeerCounters {
     pub(crate) bytes_written: AtomicU64,
     pub(crate) bytes_read: AtomicU64,
+    /// Slices that have ended well.
     pub(crate) slices: AtomicU64,
+    /// Those that are over without that.
+    pub(crate) lost: AtomicUsize,
     pub(crate) failures: AtomicU64,
     pub(crate) retries: AtomicU64,
 }
@@ -294,6 +297,14 @@ impl Peer {
     /// True if that is news.
     pub(crate) fn set_stale(&self) -> bool {
         !self.stale.swap(true, Ordering::AcqRel)
+    }
+
+    /// Slices to it that exist: queued, or possibly still touching memory here or there.
+    pub(crate) fn alive(&self) -> usize {
+        // In this order: what is over has begun, so what is counted here is never too little.
+        let ended = self.counters.slices.load(Ordering::Acquire) as usize;
+        let over = ended.wrapping_add(self.counters.lost.load(Ordering::Acquire));
+        self.begun.load(Ordering::Acquire).wrapping_sub(over)
     }
 
     pub(crate) fn health(&self) -> &PeerHealth {
@@ -362,7 +373,7 @@ impl Peers {
             table: Mutex::new(Arc::new(table)),
             version: AtomicU64::new(0),
             health: PeerHealth::default(),
-            alive: AtomicUsize::new(0),
+            begun: AtomicUsize::new(0),
             stale: AtomicBool::new(!open),
             counters: PeerCounters::default(),
         });

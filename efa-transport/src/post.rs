@@ -15,7 +15,7 @@ use crate::request::Op;
 use crate::scheduler::queue::{Queue, Token};
 use crate::scheduler::rail::{Set, has_one_partner, partner};
 use crate::scheduler::retry::Failure;
-use crate::slice::{NONE, Slice};
+use crate::slice::{NONE, Piece, Slice};
 use crate::stall::STALL;
 use crate::warmup::{LEAST, Probe};
 
@@ -27,21 +27,21 @@ pub(crate) struct Path {
     /// Whose it is; no lot's at first.
     lot: u32,
     /// Good for the lot's next slice, too, and for other lots' between the same [`Ends`]: there is one remote NIC, and it is well.
-    steady: bool,
-    ends: Ends,
+    pub(crate) steady: bool,
+    pub(crate) ends: Ends,
     /// The peer's.
-    slot: usize,
-    remote_nic: u8,
+    pub(crate) slot: usize,
+    pub(crate) remote_nic: u8,
     /// The local memory's handle, and where that memory begins.
-    handle: usize,
-    local_base: u64,
+    pub(crate) handle: usize,
+    pub(crate) local_base: u64,
     /// What a remote address is counted from (wrapping), and the key.
     remote: Remote,
 }
 
 /// What the keys of a path depend on besides the NICs: memory here and there, as it was registered then.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Ends {
+pub(crate) struct Ends {
     /// The serial numbers of the region and the peer's table.
     region: u64,
     table: u64,
@@ -53,7 +53,7 @@ impl Ends {
     const NONE: Self = Self { region: 0, table: 0, local_chunk: 0, remote_chunk: 0 };
 
     #[inline]
-    fn of(lot: &Lot) -> Self {
+    pub(crate) fn of(lot: &Lot) -> Self {
         let Lot { local_chunk, remote_chunk, .. } = *lot;
         Self { region: lot.region.serial, table: lot.table().serial, local_chunk, remote_chunk }
     }
@@ -70,6 +70,12 @@ impl Path {
         local_base: 0,
         remote: Remote { address: 0, key: 0 },
     };
+
+    /// The remote side of a piece that goes this way.
+    #[inline]
+    pub(crate) const fn remote_of(&self, piece: &Piece) -> Remote {
+        Remote { address: self.remote.address.wrapping_add(piece.remote), key: self.remote.key }
+    }
 }
 
 /// What posting works on: a lane's state without the endpoint, whose lock is held meanwhile.
@@ -245,8 +251,7 @@ impl Lane {
                 Ok(local) => local,
                 Err(usage) => return Some((token, Refused::operation(&usage))),
             };
-            let at = path.remote.address.wrapping_add(slice.piece.remote);
-            let remote = Remote { address: at, key: path.remote.key };
+            let remote = path.remote_of(&slice.piece);
             let raw = u64::from(token.raw());
             let result = match lot.op {
                 _ if special => {

@@ -1,6 +1,7 @@
 //! Registered memory.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
@@ -48,7 +49,11 @@ impl From<Access> for RegisterOptions {
 pub struct Region(Arc<RegionShared>);
 
 struct RegionShared {
+    /// Taken when it is unregistered.
     inner: Mutex<Option<Arc<RegionInner>>>,
+    /// The same, for requests: without the lock. Whoever has got it from here in time counts among those that still use it.
+    in_use: Weak<RegionInner>,
+    unregistered: AtomicBool,
     core: Weak<Core>,
     id: u64,
     addr: u64,
@@ -263,7 +268,9 @@ impl Region {
     pub(crate) fn new(core: &Arc<Core>, id: u64, inner: Arc<RegionInner>) -> Self {
         let (addr, len, access) = (inner.addr, inner.len, inner.access);
         Self(Arc::new(RegionShared {
+            in_use: Arc::downgrade(&inner),
             inner: Mutex::new(Some(inner)),
+            unregistered: AtomicBool::new(false),
             core: Arc::downgrade(core),
             id,
             addr,
@@ -293,11 +300,18 @@ impl Region {
 
     #[inline]
     pub(crate) fn inner(&self) -> Result<Arc<RegionInner>, Error> {
-        let (addr, len) = (self.0.addr, self.0.len);
-        match &*self.0.inner.lock() {
-            Some(inner) => Ok(Arc::clone(inner)),
-            None => Err(Error::Unregistered { addr, len }),
-        }
+        self.in_use().ok_or_else(|| self.gone())
+    }
+
+    /// What slices refer to, unless it has been unregistered.
+    #[inline]
+    pub(crate) fn in_use(&self) -> Option<Arc<RegionInner>> {
+        if self.0.unregistered.load(Ordering::Acquire) { None } else { self.0.in_use.upgrade() }
+    }
+
+    #[cold]
+    fn gone(&self) -> Error {
+        Error::Unregistered { addr: self.0.addr, len: self.0.len }
     }
 
     /// Copies bytes out of the memory, from `offset` on. Host memory only. If peers write there meanwhile, the bytes are some
@@ -333,6 +347,7 @@ impl Region {
     pub fn unregister(&self, deadline: Instant) -> Result<(), Error> {
         let (addr, len) = (self.0.addr, self.0.len);
         let inner = self.0.inner.lock().take().ok_or(Error::Unregistered { addr, len })?;
+        self.0.unregistered.store(true, Ordering::Release);
         let core = self.0.core.upgrade();
         if let Some(core) = &core {
             core.forget_region(self.0.id);

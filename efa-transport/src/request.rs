@@ -131,6 +131,14 @@ pub enum Op {
 }
 
 impl Op {
+    /// What the local memory must allow.
+    const fn needs(self) -> Access {
+        match self {
+            Self::Read => Access::READ,
+            Self::Write => Access::WRITE,
+        }
+    }
+
     pub(crate) const fn wanted(self) -> &'static str {
         match self {
             Self::Read => "reading by peers",
@@ -211,6 +219,9 @@ pub(crate) struct Range {
 }
 
 impl Range {
+    /// All addresses.
+    const ALL: Self = Self { at: 0, len: u64::MAX };
+
     #[inline]
     pub(crate) const fn contains(&self, other: &Self) -> bool {
         other.len <= self.len && other.at.wrapping_sub(self.at) <= self.len - other.len
@@ -289,6 +300,9 @@ impl Batch {
     /// - [`Error::OutOfBounds`], [`Error::AccessDenied`], [`Error::Unregistered`]: the local region does not allow it.
     #[inline]
     pub fn push(&mut self, request: Request<'_>) -> Result<usize, Error> {
+        if let Some(index) = self.push_plain(&request) {
+            return Ok(index);
+        }
         let (locals, remotes) = (self.local.len(), self.remote.len());
         let result = self.try_push(request);
         if result.is_err() {
@@ -298,6 +312,34 @@ impl Batch {
         result
     }
 
+    /// Adds a request that is one range on either side. `None` if it is not, or if there is something to be said about it: then
+    /// nothing has happened.
+    #[inline]
+    fn push_plain(&mut self, request: &Request<'_>) -> Option<usize> {
+        let &Request { op, peer, local, local_shape, remote_shape, immediate } = request;
+        let (Shape::Contiguous { addr: here, len: bytes }, Shape::Contiguous { addr: there, len }) =
+            (local_shape, remote_shape)
+        else {
+            return None;
+        };
+        let (here, there) = (Range { at: here, len: bytes }, Range { at: there, len });
+        let fits = bytes == len && (1..=MAX_REQUEST_BYTES).contains(&bytes) && immediate.is_none();
+        if !fits || !Range::ALL.contains(&there) || !local.access().contains(op.needs()) {
+            return None;
+        }
+        let region = local.in_use()?;
+        if !region.range().contains(&here) {
+            return None;
+        }
+        let (locals, remotes) = (self.local.len(), self.remote.len());
+        self.local.push(here);
+        self.remote.push(there);
+        let (local, remote) = (locals..locals + 1, remotes..remotes + 1);
+        self.requests.push(Stored { op, peer, region, bytes, immediate, local, remote });
+        Some(self.requests.len() - 1)
+    }
+
+    #[inline(never)]
     fn try_push(&mut self, request: Request<'_>) -> Result<usize, Error> {
         let Request { op, peer, local, local_shape, remote_shape, immediate } = request;
         local_shape.check()?;
@@ -315,11 +357,11 @@ impl Batch {
         if immediate.is_some() && op == Op::Read {
             return Err(Error::Request("a read cannot carry an immediate".into()));
         }
-        let (right, wanted) = match op {
-            Op::Read => (Access::READ, "being read into"),
-            Op::Write => (Access::WRITE, "being written from"),
-        };
-        if !local.access().contains(right) {
+        if !local.access().contains(op.needs()) {
+            let wanted = match op {
+                Op::Read => "being read into",
+                Op::Write => "being written from",
+            };
             return Err(Error::AccessDenied { wanted });
         }
         let inner = local.inner()?;
@@ -330,7 +372,7 @@ impl Batch {
             let Range { at: addr, len } = outside.copied().unwrap_or(region);
             return Err(Error::OutOfBounds { addr, len, region_addr: region.at, region_len: region.len });
         }
-        if !remote_shape.push_to(&mut self.remote, Range { at: 0, len: u64::MAX })? {
+        if !remote_shape.push_to(&mut self.remote, Range::ALL)? {
             return Err(Error::Request("a remote range reaches past 2^64".into()));
         }
         self.requests.push(Stored {

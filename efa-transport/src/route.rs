@@ -116,8 +116,12 @@ impl Core {
     }
 
     /// The same for a request that is alone. Those stay at a lane for a while: it is in the caches, and its connection is warm.
+    #[inline]
     pub(crate) fn turn_of_one(&self) -> usize {
-        self.place(self.turn.fetch_add(1, Ordering::Relaxed))
+        let turn = self.turn.load(Ordering::Relaxed);
+        // Of several at the same time one counts, which is enough for a turn.
+        self.turn.store(turn.wrapping_add(1), Ordering::Relaxed);
+        self.place(turn)
     }
 
     /// Where the next request that is alone would begin.
@@ -125,6 +129,7 @@ impl Core {
         self.place(self.turn.load(Ordering::Relaxed))
     }
 
+    #[inline]
     fn place(&self, turn: usize) -> usize {
         turn / STAY % self.lanes.first().lanes.len()
     }
@@ -235,6 +240,7 @@ impl Core {
         match self.choose(eligible, near, stray.piece.len(), (chooser, turn), |_| 0) {
             Some(lane) => {
                 let Stray { lot, piece } = stray;
+                lot.batch.move_to(lane);
                 self.give(&self.lanes[lane], Lane::weight(piece.len()), now, |lane| {
                     lane.admit(lot, &[piece])
                 });

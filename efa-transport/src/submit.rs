@@ -6,8 +6,7 @@ use crate::batch::{BatchHandle, BatchState, Party};
 use crate::clock::nanos;
 use crate::core::Core;
 use crate::error::Error;
-use crate::lane::Lane;
-use crate::lot::{Lot, Stray};
+use crate::lot::Stray;
 use crate::region::RegionInner;
 use crate::request::{Batch, Range, Stored};
 use crate::route::{Kind, Staged};
@@ -100,7 +99,7 @@ impl Rails {
 }
 
 /// A request has come to its end before it had slices.
-struct Ended;
+pub(crate) struct Ended;
 
 impl Core {
     pub(crate) fn submit(self: &Arc<Self>, batch: &mut Batch) -> Result<BatchHandle, Error> {
@@ -133,56 +132,6 @@ impl Core {
             self.send_all(&state, batch, now);
         }
         Ok(BatchHandle::new(state, Arc::clone(self), slot))
-    }
-
-    /// Sends the only request of a batch if it is one range on either side, in one chunk, for one operation: what takes the other
-    /// way is gathered with its neighbours, and this has none. False if it is not like that; then nothing has happened. The batch is
-    /// empty otherwise.
-    #[inline]
-    fn send_alone(&self, state: &Arc<BatchState>, batch: &mut Batch, now: u64) -> bool {
-        let ([stored], [here], [there]) = (&batch.requests[..], &batch.local[..], &batch.remote[..]) else {
-            return false;
-        };
-        let party = &state.parties[0];
-        let fabric = self.lanes.fabric(party.table.fabric);
-        let longest = fabric.longest.max(1).min(self.config.stripe_bytes);
-        if stored.immediate.is_some() || stored.bytes > longest {
-            return false;
-        }
-        let Ok(second) = self.prepare(state, 0, stored, batch, now) else {
-            batch.clear();
-            return true;
-        };
-        let region = second.as_ref().unwrap_or(&stored.region);
-        let chunks = (region.chunk_at(here.at), party.table.chunk_at(there.at, stored.op));
-        let (Some(local), Some(remote)) = chunks else { return false };
-        if stored.bytes > local.left.min(remote.left) {
-            return false;
-        }
-        let chunks = (local.index, remote.index);
-        let eligible = self.eligible(region, party, chunks, self.usable(now), now);
-        let lane = if let Some(only) = only(eligible) {
-            Some(only)
-        } else {
-            let turn = (&mut Chooser::default(), fabric.range.start + self.turn_of_one());
-            self.choose(eligible, region.near, stored.bytes, turn, |_| 0)
-        };
-        let Some(lane) = lane.and_then(|lane| self.lanes.get(lane)) else { return false };
-        let cut = Cut {
-            local: here.at,
-            remote: there.at,
-            len: stored.bytes,
-            local_chunk: local.index,
-            remote_chunk: remote.index,
-        };
-        // The lot keeps the memory registered from now on, as the batch has until now.
-        let Some(stored) = batch.requests.pop() else { return false };
-        let region = second.unwrap_or(stored.region);
-        let lot = Lot::new(Arc::clone(state), region, 0, stored.op, &cut);
-        batch.clear();
-        state.add_only_slice();
-        self.give(lane, Lane::weight(cut.len), now, |lane| lane.admit(lot, &[Piece::new(0, &cut)]));
-        true
     }
 
     /// Cuts all requests of a batch into slices, gathers them for each lane, and hands them over.
@@ -231,7 +180,7 @@ impl Core {
     /// What every request begins with: the checks, and the copy within a process. Gives its local memory on the second fabric if
     /// the peer is reached there.
     #[inline]
-    fn prepare(
+    pub(crate) fn prepare(
         &self,
         state: &BatchState,
         index: u32,

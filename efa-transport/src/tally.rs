@@ -50,11 +50,10 @@ impl<'a> Tally<'a> {
         }
         let (lot, request, remote_nic) = self.latest;
         if slice.lot != lot || slice.request() != request || slice.remote_nic != remote_nic {
-            if self.slices > 0 {
+            if slice.lot != lot {
+                self.close(lots, outcome);
+            } else if self.slices > 0 {
                 self.close_request(lots, outcome);
-                if slice.lot != lot {
-                    self.close_lot(lots);
-                }
             }
             self.latest = (slice.lot, slice.request(), slice.remote_nic);
         }
@@ -71,10 +70,40 @@ impl<'a> Tally<'a> {
 
     /// Accounts for all.
     pub(crate) fn close(&mut self, lots: &mut Lots, outcome: &mut Outcome) {
+        if self.slices == 1 && self.lot_slices == 0 && self.close_alone(lots) {
+            return;
+        }
         self.close_request(lots, outcome);
         self.close_lot(lots);
         if self.weight > 0 {
             self.lane.unload(std::mem::take(&mut self.weight));
+        }
+    }
+
+    /// Accounts for the only slice of a batch that was sent alone, if it is one: everybody else's counts come first, the request's end
+    /// last, in one step.
+    #[inline]
+    fn close_alone(&mut self, lots: &mut Lots) -> bool {
+        let (number, _, remote_nic) = self.latest;
+        let Some(Cargo::Lot(lot)) = lots.get(number) else { return false };
+        if !lot.batch.is_sent_alone() {
+            return false;
+        }
+        self.see_recovered(lot, remote_nic);
+        self.slices = 0;
+        let bytes = std::mem::take(&mut self.lot_bytes);
+        self.count_lot(lot, 1, bytes);
+        self.lane.unload(Lane::weight(bytes));
+        lots.end_alone(number);
+        true
+    }
+
+    /// What has ended well may have been in doubt.
+    #[inline]
+    fn see_recovered(&self, lot: &Lot, remote_nic: u8) {
+        let lane = self.lane;
+        if lane.aside_until.load(Ordering::Relaxed) != 0 || lot.peer().health().is_suspect() {
+            self.context.core.recovered(lane, lot.peer(), remote_nic.into());
         }
     }
 
@@ -87,10 +116,7 @@ impl<'a> Tally<'a> {
         self.lot_slices += slices;
         let (lot, request, remote_nic) = self.latest;
         let Some(Cargo::Lot(lot)) = lots.get(lot) else { return };
-        let lane = self.lane;
-        if lane.aside_until.load(Ordering::Relaxed) != 0 || lot.peer().health().is_suspect() {
-            self.context.core.recovered(lane, lot.peer(), remote_nic.into());
-        }
+        self.see_recovered(lot, remote_nic);
         match lot.batch.slices_done(request, slices) {
             Part::Running => {}
             Part::Ended => self.requests_ended += 1,
@@ -128,7 +154,8 @@ impl<'a> Tally<'a> {
         };
         bump(here, bytes);
         there.fetch_add(bytes, Ordering::Relaxed);
-        peer.counters.slices.fetch_add(slices.into(), Ordering::Relaxed);
+        // Whoever learns by this that nothing is under way any more sees what was moved.
+        peer.counters.slices.fetch_add(slices.into(), Ordering::Release);
     }
 
     #[cold]

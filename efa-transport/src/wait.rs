@@ -12,12 +12,15 @@ use crate::lane::Lane;
 use crate::peer::PeerId;
 use crate::progress::{SPINS, YIELDS};
 
+/// Looks at nothing but the lane of a request that is alone. After those it takes its time, and others' traffic is looked after as well.
+const LOOKS_ALONE: u32 = 64;
+
 impl Core {
     pub(crate) fn peer_quiesced(&self, id: PeerId, deadline: Instant) -> Result<bool, Error> {
         let peer = Arc::clone(self.peers().get(id)?);
         let mut quiet = 0_u32;
         let mut idler = None;
-        while peer.alive.load(Ordering::Acquire) > 0 {
+        while peer.alive() > 0 {
             if Instant::now() >= deadline {
                 return Ok(false);
             }
@@ -39,13 +42,14 @@ impl Core {
         }
         // What is alone may end at once, and nobody needs to know then that this thread has driven. With more to do the progress thread
         // must know first: it would get in the way.
-        if state.is_alone() && self.drive_busy() > 0 && done(state) {
+        if state.is_alone() && self.drive_for(state) > 0 && done(state) {
             return true;
         }
         self.drivers.fetch_add(1, Ordering::AcqRel);
         let mut quiet = 0_u32;
         let mut idler = None;
         let mut lively = 0_u32;
+        let mut looks = 0_u32;
         let spins = if state.is_alone() { self.parking.spins_alone() } else { SPINS };
         let outcome = loop {
             if done(state) {
@@ -54,7 +58,14 @@ impl Core {
             // On the verge of sleeping it is worth the clock to see whether the provider is busy with something that is not complete
             // yet: a long read comes in over many readings.
             let began = (quiet >= YIELDS).then(Instant::now);
-            let happened = if quiet % 16 == 15 { self.drive_all() } else { self.drive_busy() };
+            looks = looks.saturating_add(1);
+            let happened = if quiet % 16 == 15 {
+                self.drive_all()
+            } else if looks < LOOKS_ALONE {
+                self.drive_for(state)
+            } else {
+                self.drive_busy()
+            };
             if let (Some(began), Some(idler)) = (began, &mut idler) {
                 Idler::read(idler, happened, began, Instant::now());
             }

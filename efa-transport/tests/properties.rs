@@ -19,6 +19,11 @@ enum Step {
     },
     /// Take the next one; the provider accepts it, has no room, or it is not wanted any more.
     Next(Answer),
+    /// One is posted without having waited, if that can be.
+    Alone {
+        flow: u32,
+        bytes: u64,
+    },
     /// One of those in flight ends.
     End(prop::sample::Index),
     /// A token that may be anything.
@@ -29,6 +34,8 @@ enum Step {
         modulus: u64,
     },
     Wait(u64),
+    /// Its endpoint goes, or comes back.
+    Close(bool),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +50,9 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..5_u32, 0..10_000_u64).prop_map(|(flow, bytes)| Step::Push { flow, bytes }),
         6 => prop_oneof![6 => Just(Answer::Posted), 1 => Just(Answer::Again), 1 => Just(Answer::Dropped)]
             .prop_map(Step::Next),
+        2 => (0..5_u32, 0..10_000_u64).prop_map(|(flow, bytes)| Step::Alone { flow, bytes }),
         4 => any::<prop::sample::Index>().prop_map(Step::End),
+        1 => any::<bool>().prop_map(Step::Close),
         1 => any::<u32>().prop_map(Step::Stray),
         1 => (0..50_000_u64, 1..4_u64).prop_map(|(bytes, modulus)| Step::Take { bytes, modulus }),
         2 => (0..3_000_000_u64).prop_map(Step::Wait),
@@ -88,6 +97,7 @@ proptest! {
         let mut flying: Vec<(Token, u64, u64)> = Vec::new();
         let mut last_posted: HashMap<u64, u64> = HashMap::new();
         let (mut name, mut now, mut out) = (0_u64, 0_u64, 0_u64);
+        let mut closed = false;
         for step in steps {
             match step {
                 Step::Push { flow, bytes } => {
@@ -99,6 +109,7 @@ proptest! {
                 }
                 Step::Next(answer) => {
                     let Some(token) = queue.next(now) else { continue };
+                    prop_assert!(!closed);
                     let item = *queue.get(token).expect("it was handed out");
                     let bytes = waiting.remove(&item).expect("it was waiting");
                     prop_assert!(flying.iter().all(|(other, ..)| *other != token), "a token given twice");
@@ -128,6 +139,23 @@ proptest! {
                             out += 1;
                         }
                     }
+                }
+                Step::Alone { flow, bytes } => {
+                    let before: u64 = flying.iter().map(|(_, _, bytes)| bytes).sum();
+                    let room = flying.len() < depth && (before == 0 || before + bytes <= window);
+                    let token = queue.next_alone(bytes);
+                    prop_assert_eq!(token.is_some(), waiting.is_empty() && room && !closed);
+                    let Some(token) = token else { continue };
+                    let item = name * 8 + u64::from(flow);
+                    name += 1;
+                    queue.push_posted(flow, bytes, item);
+                    prop_assert_eq!(queue.get(token), Some(&item));
+                    flying.push((token, item, bytes));
+                    last_posted.insert(item % 8, item);
+                }
+                Step::Close(it) => {
+                    closed = it;
+                    queue.set_closed(closed);
                 }
                 Step::End(which) => {
                     if !flying.is_empty() {
@@ -161,6 +189,7 @@ proptest! {
             prop_assert_eq!(queue.queued(), waiting.len());
             prop_assert_eq!(queue.queued_bytes(), waiting.values().sum::<u64>());
         }
+        queue.set_closed(false);
         // And nothing gets stuck: with time and completions, everything comes out.
         for _ in 0..waiting.len() + flying.len() + 1 {
             now += 10_000_000;

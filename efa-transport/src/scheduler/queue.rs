@@ -232,6 +232,38 @@ impl<T> Queue<T> {
         }
     }
 
+    /// What a slice of so many bytes would be called that is posted without having waited: nothing else waits, and there is a credit
+    /// and room in the window for it. [`push_posted`](Self::push_posted) it then, before anything else.
+    #[inline]
+    #[must_use]
+    pub fn next_alone(&self, bytes: u64) -> Option<Token> {
+        let room =
+            self.in_flight_bytes == 0 || self.in_flight_bytes.saturating_add(bytes) <= self.window_bytes;
+        let free = self.queued == 0 && !self.is_full() && room;
+        // Without a free slot there will be one more.
+        free.then(|| Token(self.free.min(self.slots.len() as u32)))
+    }
+
+    /// Takes a slice in that has been posted as [`next_alone`](Self::next_alone) has called it: it has a credit from now on.
+    #[inline]
+    pub fn push_posted(&mut self, flow: u32, bytes: u64, item: T) {
+        if self.flows.len() <= flow as usize {
+            self.flows.resize_with(flow as usize + 1, Flow::new);
+        }
+        let slot = Slot { item: Some(item), bytes, flow, next: NONE, flying: true };
+        match self.slots.get_mut(self.free as usize) {
+            Some(free) => {
+                self.free = free.next;
+                *free = slot;
+            }
+            None => self.slots.push(slot),
+        }
+        self.flows[flow as usize].flying += 1;
+        self.flows[flow as usize].pause = FIRST_PAUSE;
+        self.in_flight += 1;
+        self.in_flight_bytes += bytes;
+    }
+
     /// Takes the next slice that may be posted now, with a credit. It must be answered with [`posted`](Self::posted),
     /// [`again`](Self::again) or [`end`](Self::end) before the next one is taken.
     pub fn next(&mut self, now: u64) -> Option<Token> {

@@ -50,8 +50,8 @@ pub const fn only(set: Set) -> Option<usize> {
     }
 }
 
-/// How fast a NIC is, prepared for [`cost`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How fast a NIC is, prepared for [`cost`]. The faster, the less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pace {
     near: u64,
     far: u64,

@@ -1,6 +1,7 @@
 //! What goes wrong, in whatever order a test likes: on a provider that fails on command, with a clock that the test moves, and with
 //! nobody driving the NICs but the test. What happens in such a test happens the same way each time.
 
+mod alone;
 mod cases;
 mod opening;
 mod schedules;

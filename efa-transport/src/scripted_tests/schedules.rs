@@ -90,7 +90,9 @@ struct Submit {
 }
 
 fn submit() -> impl Strategy<Value = Act> {
-    (0..2_usize, 1..40_u64, any::<bool>(), any::<bool>(), 1..200_u64).prop_map(
+    // Those that are alone in their batches have a way of their own.
+    let slices = prop_oneof![1 => Just(1), 1 => 1..40_u64];
+    (0..2_usize, slices, any::<bool>(), prop::bool::weighted(0.3), 1..200_u64).prop_map(
         |(to, slices, scattered, immediate, limit_ms)| {
             Act::Submit(Submit { to, slices, scattered, immediate, limit_ms })
         },
