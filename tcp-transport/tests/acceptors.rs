@@ -61,11 +61,11 @@ fn serve_write(lane: &mut Served, len: usize) {
 /// Who does not answer the hello, or answers a part of it, is left, and asked again on another connection.
 #[test]
 fn a_mute_handshake_is_given_up_and_another_one_made() {
-    let quick = Duration::from_millis(150);
+    let quick = Duration::from_secs(1);
     let world = World::new(Deadlines { connect: quick, hello: quick, ..Deadlines::default() });
     let handle = world.write(100, LONG);
     let welcome = world.acceptor.welcome();
-    for part in [0, 1, 2, 60, welcome.len() - 1] {
+    for part in [0, 60, welcome.len() - 1] {
         let mut mute = world.acceptor.connection();
         mute.write_all(&welcome[..part]).unwrap();
         is_closed(mute); // panics if it is not
@@ -155,7 +155,7 @@ fn connections_that_fail_are_made_ever_more_rarely() {
 #[test]
 fn a_deadline_is_kept_while_a_lost_lane_is_asked_about() {
     let world = World::new(Deadlines::default());
-    let handle = world.write(100, Duration::from_millis(300));
+    let handle = world.write(100, Duration::from_secs(1));
     let mut lane = world.acceptor.lane();
     lane.asked();
     lane.close();
@@ -315,7 +315,7 @@ fn a_lane_may_be_idle_for_longer_than_a_peer_may_be_silent() {
     assert!(is_closed(lane.stream).is_empty());
     let took = begin.elapsed();
     // Less a tick of the coarse clock; much later on a busy machine.
-    assert!(took >= stall - Duration::from_millis(20) && took < 10 * stall, "{took:?}");
+    assert!(took >= stall - Duration::from_millis(20) && took < 100 * stall, "{took:?}");
     let mut next = world.acceptor.lane();
     let question = next.asked();
     assert_eq!(question.kind, SUPERSEDE);
@@ -428,7 +428,7 @@ fn a_slow_acceptor_is_asked_for_a_sign_of_life() {
 #[test]
 fn each_request_ends_at_its_own_deadline() {
     let world = World::new(Deadlines::default());
-    let [first, second, last] = [300, 600, 60_000].map(|ms| world.write(100, Duration::from_millis(ms)));
+    let [first, second, last] = [3_000, 4_000, 60_000].map(|ms| world.write(100, Duration::from_millis(ms)));
     let mut lane = world.acceptor.lane();
     let asked: Vec<_> = (0..3).map(|_| lane.asked()).collect();
     for handle in [first, second] {

@@ -122,7 +122,7 @@ fn deadlines_are_kept_in_every_phase() {
         let error = asker.transport.submit(&mut batch).unwrap().wait().unwrap_err();
         let took = start.elapsed();
         assert!(matches!(error, Error::Timeout { .. }), "{name}: {error}");
-        assert!(took >= limit && took < limit + Duration::from_secs(3), "{name}: {took:?}");
+        assert!(took >= limit && took < limit + Duration::from_secs(10), "{name}: {took:?}");
         if name == "refused" {
             assert!(error.to_string().contains("refused"), "says what went wrong on the way: {error}");
         }
@@ -143,7 +143,7 @@ fn nothing_arrives_after_quiesced() {
         asker.memory.write(0, &vec![0xbb; 1 << 20]).unwrap();
         // The bytes reach the target, the answers do not come back.
         proxy.set(Mode::HalfOpen);
-        batch.set_deadline(Duration::from_millis(100));
+        batch.set_deadline(Duration::from_secs(1));
         asker.write(&mut batch, &peer, target.region.descriptor(), 0, 1 << 20);
         let handle = asker.transport.submit(&mut batch).unwrap();
         assert!(matches!(handle.wait(), Err(Error::Timeout { .. })));

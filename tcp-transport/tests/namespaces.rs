@@ -147,7 +147,7 @@ fn in_the_first_namespace() {
     let long = asker.transport.submit(&mut long).unwrap();
     let error = short.wait().unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
-    assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     assert!(long.poll().is_none());
     until("the dead lanes are given up", || asker.transport.statistics().lanes_lost > lost);
     run("nft flush chain inet weft in").unwrap();

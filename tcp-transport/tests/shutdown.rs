@@ -175,7 +175,8 @@ fn what_is_left_ends_in_time_and_says_what_is_certain() {
         SilentLater,
     }
     for how in [How::Silent, How::LostBefore, How::LostMeanwhile, How::SilentLater] {
-        let limit = Duration::from_millis(300);
+        // The last of them has much to do before.
+        let limit = Duration::from_millis(if how == How::SilentLater { 4_000 } else { 300 });
         let world = World::new();
         let sent = [world.write(1), world.write(2)];
         let unsent = world.write(3);
@@ -201,7 +202,7 @@ fn what_is_left_ends_in_time_and_says_what_is_certain() {
             }
         }
         let took = leaving.join().unwrap() - begin;
-        assert!(took >= limit && took < limit + Duration::from_secs(5), "{how:?}: {took:?}");
+        assert!(took >= limit && took < limit + Duration::from_secs(10), "{how:?}: {took:?}");
         assert!(sent.iter().chain([&unsent]).all(is_shut_down), "{how:?}");
         assert!(!sent.iter().any(|h| h.quiesced(Instant::now())), "{how:?}: the peer may be writing it");
         // In the last case it has been sent by now, over the second lane.

@@ -23,9 +23,14 @@ fn get(addr: &str, path: &str) -> Option<String> {
     answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
 }
 
-/// A port that was free a moment ago.
-fn free_addr() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+/// Two addresses that were free a moment ago and that nobody takes meanwhile: of the loopback network each process has an address of its
+/// own.
+fn free_addrs() -> [String; 2] {
+    let [_, high, mid, low] = std::process::id().to_be_bytes();
+    let own = std::net::Ipv4Addr::new(127, 64 | high & 63, mid, low.clamp(1, 254));
+    // Both at once, so that they differ.
+    let listeners = [(); 2].map(|()| std::net::TcpListener::bind((own, 0)).unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().to_string())
 }
 
 /// Names of metrics in a scrape.
@@ -48,7 +53,7 @@ fn dashboard() -> BTreeSet<String> {
 
 /// What a `weft serve` and a `weft bench` against it export while traffic runs, with libfabric's cards if there are any.
 fn exported(prepare: &dyn Fn(&mut std::process::Command)) -> BTreeSet<String> {
-    let (served, asked) = (free_addr(), free_addr());
+    let [served, asked] = free_addrs();
     let mut command = weft();
     prepare(&mut command);
     let (_target, name) = Running::serve(&mut command, &["--size", "16M", "--metrics", &served]);

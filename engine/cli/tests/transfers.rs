@@ -151,7 +151,14 @@ fn wrong_bytes_are_found_at_the_target_and_are_status_1() {
                 memory.write(70_000, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
             }
         });
-        let failed = run(&mut args("write"));
+        // The other thread may have had no processor between the last write and the look at it.
+        let mut failed = run(&mut args("write"));
+        for _ in 0..20 {
+            if failed.status != 0 {
+                break;
+            }
+            failed = run(&mut args("write"));
+        }
         over.store(true, std::sync::atomic::Ordering::Relaxed);
         let failed = failed.expect(1);
         assert!(failed.stderr.contains("verification failed: byte 7000"), "{}", failed.stderr);
@@ -240,7 +247,7 @@ fn a_secret_keeps_others_out() {
     let file = file.to_str().unwrap();
     let (_target, name) = Running::serve(&mut weft(), &["--size", "1M", "--secret-file", file]);
     let bench =
-        ["bench", "--target", &name, "--duration", "50ms", "--batch-size", "1", "--connect-timeout", "2s"];
+        ["bench", "--target", &name, "--duration", "50ms", "--batch-size", "1", "--connect-timeout", "30s"];
     weft_with(bench.iter().copied().chain(["--secret-file", file])).expect(0);
     let refused = weft_with(bench).expect(3);
     assert!(

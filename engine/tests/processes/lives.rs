@@ -158,16 +158,25 @@ fn registered_again_under_traffic(test: &str, kind: Kind) {
         let peer = near.peer_statistics(name);
         peer["tcp"]["requests_done"].as_u64().unwrap() + peer["fabric"]["requests_done"].as_u64().unwrap()
     };
+    let failed = |near: &mut crate::cluster::Node, name: &str| {
+        let peer = near.peer_statistics(name);
+        peer["tcp"]["requests_failed"].as_u64().unwrap() + peer["fabric"]["requests_failed"].as_u64().unwrap()
+    };
+    let goes_on = |near: &mut crate::cluster::Node, what| {
+        let before = done(near, &name);
+        eventually(what, || done(near, &name) > before + 3);
+    };
     for _ in 0..8 {
-        let before = done(&mut near, &name);
-        eventually("traffic goes on", || done(&mut near, &name) > before + 3);
+        goes_on(&mut near, "traffic goes on");
         far.must(Order::RegisterAgain("pool".into()));
+        // Once it has found the new registration it loses nothing more to the change; how much before depends on the machine.
+        goes_on(&mut near, "traffic goes on after a change");
+        let before = failed(&mut near, &name);
+        goes_on(&mut near, "traffic goes on and on");
+        assert_eq!(failed(&mut near, &name), before, "a change that is over costs batches");
     }
-    let before = done(&mut near, &name);
-    eventually("traffic goes on after the last one", || done(&mut near, &name) > before + 3);
     let (well, errors) = near.stop_traffic();
     assert!(well > 30, "{well}");
-    assert!(errors.len() < 100, "a change costs a few batches, not {}", errors.len());
     for error in &errors {
         let known = ["key", "revoked", "registered", "stale", "no buffer"];
         assert!(known.iter().any(|word| error.contains(word)), "{error}");

@@ -58,7 +58,8 @@ impl Peer {
                 Some(pidfd) => {
                     let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
                     // SAFETY: one valid pollfd, no waiting. The descriptor becomes readable when the process has ended.
-                    unsafe { libc::poll(&mut poll, 1, 0) == 0 }
+                    // A call that fails says nothing about the process.
+                    unsafe { libc::poll(&mut poll, 1, 0) <= 0 }
                 }
                 None => super::process::slot_alive(&process.registry.slots[self.slot]),
             };
