@@ -34,6 +34,8 @@ pub struct Case<'a> {
     bench: &'a mut Bench,
     name: String,
     goal: Option<Goal>,
+    /// Consecutive rounds that share their luck.
+    group: usize,
 }
 
 impl Bench {
@@ -64,7 +66,7 @@ impl Bench {
 
     /// A case, named by space-separated `key=value` with sizes in bytes.
     pub fn case(&mut self, name: impl Into<String>) -> Case<'_> {
-        Case { bench: self, name: name.into(), goal: None }
+        Case { bench: self, name: name.into(), goal: None, group: 1 }
     }
 
     /// The rows so far.
@@ -104,6 +106,13 @@ impl Case<'_> {
     /// The value that is promised not to be exceeded, in the metric's unit: say 0 allocations, or 150 instructions.
     pub const fn at_most(mut self, value: f64) -> Self {
         self.goal = Some(Goal::AtMost(value));
+        self
+    }
+
+    /// So many consecutive rounds share their luck, because they ran in the same processes or over the same connection: the interval
+    /// counts them as one chance. 1 unless said.
+    pub const fn in_groups_of(mut self, rounds: usize) -> Self {
+        self.group = rounds;
         self
     }
 
@@ -177,7 +186,7 @@ impl Case<'_> {
                 Some(Goal::Ratio(target)) if target != 1.0 => (1.0 - target).abs(),
                 _ => DEFAULT_MARGIN,
             };
-            let comparison = Comparison::of(metric, &series(ours)?, &series(baseline)?)
+            let comparison = Comparison::of_groups(metric, &series(ours)?, &series(baseline)?, self.group)
                 .ok_or_else(|| format!("{}: too few rounds for a comparison", self.name))?;
             let row = Row {
                 baseline: Some(comparison.baseline),

@@ -1,7 +1,8 @@
 //! Medians, and how sure one can be of their ratio.
 //!
 //! Rounds are paired (round *i* of ours ran right beside round *i* of the baseline), so the bootstrap resamples rounds
-//! and keeps the pairs: slow spells of the machine hit both and cancel out.
+//! and keeps the pairs: slow spells of the machine hit both and cancel out. Rounds that share more than that (the same processes,
+//! the same connection) are resampled together, as groups.
 
 use crate::row::Metric;
 
@@ -34,12 +35,19 @@ impl Comparison {
     /// is not a finite number ≥ 0.
     #[must_use]
     pub fn of(metric: Metric, ours: &[f64], baseline: &[f64]) -> Option<Self> {
+        Self::of_groups(metric, ours, baseline, 1)
+    }
+
+    /// The same of rounds that come in groups of `group` (0 counts as 1), one after the other: those of a group share their luck (one
+    /// pair of processes, one connection), so that only groups are chances of their own. The interval is that of resampled groups.
+    #[must_use]
+    pub fn of_groups(metric: Metric, ours: &[f64], baseline: &[f64], group: usize) -> Option<Self> {
         let good = |series: &[f64]| series.len() >= 2 && series.iter().all(|v| v.is_finite() && *v >= 0.0);
         if ours.len() != baseline.len() || !good(ours) || !good(baseline) {
             return None;
         }
         let (ours_median, baseline_median) = (median(ours), median(baseline));
-        let (ci_low, ci_high) = bootstrap_interval(metric, ours, baseline);
+        let (ci_low, ci_high) = bootstrap_interval(metric, ours, baseline, group.max(1));
         Some(Self {
             ours: ours_median,
             baseline: baseline_median,
@@ -87,15 +95,18 @@ pub fn aa_ratio(metric: Metric, baseline: &[f64]) -> f64 {
     metric.ratio(median(&half(0)), median(&half(1)))
 }
 
-fn bootstrap_interval(metric: Metric, ours: &[f64], baseline: &[f64]) -> (f64, f64) {
+fn bootstrap_interval(metric: Metric, ours: &[f64], baseline: &[f64], group: usize) -> (f64, f64) {
     let mut rng = fastrand::Rng::with_seed(SEED);
-    let rounds = ours.len();
-    let (mut a, mut b) = (vec![0.0; rounds], vec![0.0; rounds]);
+    let groups: Vec<_> = ours.chunks(group).zip(baseline.chunks(group)).collect();
+    let (mut a, mut b) = (Vec::with_capacity(ours.len()), Vec::with_capacity(ours.len()));
     let ratios: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
-            for slot in 0..rounds {
-                let round = rng.usize(..rounds);
-                (a[slot], b[slot]) = (ours[round], baseline[round]);
+            a.clear();
+            b.clear();
+            for _ in 0..groups.len() {
+                let (ours, baseline) = groups[rng.usize(..groups.len())];
+                a.extend_from_slice(ours);
+                b.extend_from_slice(baseline);
             }
             metric.ratio(median(&a), median(&b))
         })
@@ -123,6 +134,23 @@ mod tests {
         let c = Comparison::of(Metric::Throughput, &ours, &baseline).unwrap();
         assert!((c.ratio - 0.98).abs() < 1e-9);
         assert!((c.ci_low - 0.98).abs() < 1e-9 && (c.ci_high - 0.98).abs() < 1e-9, "{c:?}");
+    }
+
+    /// Catches: many rounds of few pairs of processes taken for as many chances, so that a lucky pair decides a row.
+    #[test]
+    fn rounds_that_share_their_luck_are_one_chance() {
+        // Four pairs; ours was lucky in two of them, all six rounds long.
+        let ours: Vec<f64> = (0..24).map(|i| if i / 6 < 2 { 2.0 } else { 1.0 }).collect();
+        let baseline = [1.0; 24];
+        let apart = Comparison::of(Metric::Throughput, &ours, &baseline).unwrap();
+        let grouped = Comparison::of_groups(Metric::Throughput, &ours, &baseline, 6).unwrap();
+        assert_eq!((grouped.ratio, grouped.aa_ratio), (apart.ratio, apart.aa_ratio));
+        assert_eq!((grouped.ci_low, grouped.ci_high), (1.0, 2.0));
+        // Each pair is as good as the others: then it does not matter.
+        let even: Vec<f64> = (0..24).map(|i| if i % 2 == 0 { 1.0 } else { 1.02 }).collect();
+        let grouped = Comparison::of_groups(Metric::Throughput, &even, &even, 6).unwrap();
+        assert_eq!((grouped.ci_low, grouped.ci_high), (1.0, 1.0));
+        assert!(Comparison::of_groups(Metric::Throughput, &even, &even, 0).is_some());
     }
 
     #[test]
