@@ -1,14 +1,19 @@
 //! A lane's address vector entries: one for each remote NIC in use.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fabric_safe::Address;
 
+use crate::clock::nanos;
 use crate::descriptor::NicEntry;
-use crate::lane::Lane;
+use crate::lane::{Lane, LaneState};
+use crate::lot::Cargo;
 use crate::nic::Nic;
-use crate::peer::Peer;
+use crate::peer::{Peer, PeerTable};
 use crate::scheduler::queue::Queue;
+use crate::scheduler::rail::{Set, holds};
+use crate::slice::Slice;
 
 /// Addresses of one peer's NICs in our vector, inserted when they are first used.
 #[derive(Default)]
@@ -72,6 +77,29 @@ impl Addresses {
         known
     }
 
+    /// The peer is in the same life, and some of its NICs are reached elsewhere now. What there is of the others stays: the provider has
+    /// begun with them, and would not again. False if there is nothing of that peer.
+    fn follow(&mut self, slot: usize, nics: &Arc<[NicEntry]>) -> bool {
+        let Some(known) = self.peers.get_mut(slot) else { return false };
+        let Some(before) = known.nics.replace(Arc::clone(nics)) else {
+            known.nics = None;
+            return false;
+        };
+        let stays = |index: usize| match (before.get(index), nics.get(index)) {
+            (Some(before), Some(now)) => before.address == now.address,
+            _ => false,
+        };
+        let held = known.addresses.iter().flatten().count();
+        known.addresses.resize(nics.len(), None);
+        for (index, address) in known.addresses.iter_mut().enumerate() {
+            if !stays(index) {
+                *address = None;
+            }
+        }
+        self.entries -= held - known.addresses.iter().flatten().count();
+        true
+    }
+
     /// Inserts the address of one of a peer's `nics`, which is not there. If there are more than enough then, lets go of those
     /// of a peer to which nothing is in flight.
     #[cold]
@@ -128,6 +156,40 @@ impl Addresses {
     }
 }
 
+/// NICs of a peer that are not at the address any more where operations are under way to.
+pub(crate) struct Deserted {
+    peer: Arc<Peer>,
+    nics: Set,
+    /// When it said so.
+    since: u64,
+}
+
+/// How long operations may be under way to where their peer says that it is not any more. A card soon tells those that it has sent;
+/// but EFA's provider keeps those that wait until it has heard from that address for the first time.
+const DESERTED: Duration = Duration::from_secs(1);
+
+impl LaneState {
+    /// Whether operations have been under way for long to where nobody is: only closing the endpoint ends them.
+    pub(crate) fn sits_on_deserted(&mut self, now: u64) -> bool {
+        let Self { queue, lots, deserted, .. } = self;
+        let is_one = |slice: &Slice, old: &Deserted| {
+            let (peer, remote_nic) = match lots.get(slice.lot) {
+                Some(Cargo::Lot(lot)) => (lot.peer(), slice.remote_nic as usize),
+                Some(Cargo::Probe(probe)) => (&probe.peer, probe.remote_nic),
+                None => return false,
+            };
+            Arc::ptr_eq(peer, &old.peer) && holds(old.nics, remote_nic) && slice.since <= old.since
+        };
+        let mut sits = false;
+        deserted.retain(|old| {
+            let due = now.saturating_sub(old.since) >= nanos(DESERTED);
+            sits |= due && queue.flying().any(|(_, slice)| is_one(slice, old));
+            !due
+        });
+        sits
+    }
+}
+
 impl Lane {
     /// Inserts addresses of a peer now, for cards that must know who writes to them.
     pub(crate) fn introduce(
@@ -151,6 +213,16 @@ impl Lane {
             }
         }
         addresses.entries += inserted;
+    }
+
+    /// Some of a peer's NICs have another address than before, in the same life. What goes to it from now on goes to the new ones; what
+    /// is under way to the old ones is [looked at](LaneState::sits_on_deserted) again before long.
+    pub(crate) fn follow(&self, peer: &Arc<Peer>, table: &PeerTable, now: u64) {
+        let mut state = self.state.lock();
+        let slot = peer.id.slot;
+        if state.addresses.follow(slot as usize, &table.nics) && state.queue.in_flight_of(slot) > 0 {
+            state.deserted.push(Deserted { peer: Arc::clone(peer), nics: table.moved, since: now });
+        }
     }
 
     /// Address vector entries in use.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::core::Core;
+use crate::descriptor::NicEntry;
 use crate::error::Error;
 use crate::lot::Stray;
 use crate::peer::{Peer, PeerId, PeerTable, Peers};
@@ -52,6 +53,17 @@ impl Party {
         let (version, table) = peer.table_and_version();
         let heard = peer.counters.slices.load(Ordering::Relaxed);
         Ok(Self { peer, table, version, heard })
+    }
+
+    /// The peer's NICs, if some of them are reached elsewhere than when the batch was submitted: with the same keys, as an endpoint that
+    /// has been opened again has them.
+    pub(crate) fn later_nics(&self) -> Option<Arc<[NicEntry]>> {
+        if self.peer.version() == self.version {
+            return None;
+        }
+        let (then, now) = (&self.table, self.peer.table());
+        let same = (then.epoch, then.fabric, then.nics.len()) == (now.epoch, now.fabric, now.nics.len());
+        (same && !Arc::ptr_eq(&then.nics, &now.nics)).then(|| Arc::clone(&now.nics))
     }
 
     /// Makes one that was used before good for another batch; false if the peer is another, has changed or is gone.

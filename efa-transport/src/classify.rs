@@ -1,6 +1,6 @@
 //! Reading a provider's errors: what kind of failure was it?
 
-use fabric_safe::{ErrorKind, OperationError};
+use fabric_safe::{ErrorKind, EventError, OperationError};
 
 use crate::scheduler::retry::Failure;
 
@@ -48,6 +48,12 @@ mod card {
 /// Whether the queue pair has stopped working, so that only a new endpoint helps.
 pub(crate) fn is_flushed(provider: &str, error: &OperationError) -> bool {
     provider.contains("efa") && error.provider_errno() == card::FLUSHED
+}
+
+/// The same of a message of the provider's own, which no completion tells of. EFA's provider sends such ones to begin with a peer, and
+/// does not send them again: if the queue pair is to blame, both sides wait for each other until there is another one.
+pub(crate) fn has_lost_a_message(error: &EventError) -> bool {
+    matches!(error.provider_errno, card::FLUSHED | card::QUEUE_PAIR)
 }
 
 /// The kind of an operation's failure.

@@ -270,6 +270,11 @@ impl Core {
         let table = peer.table();
         tracing::debug!(peer = %peer.name, ?added, regions = table.regions(), "peer descriptor");
         let fabric = self.lanes.fabric(table.fabric);
+        if added == Added::Updated && table.moved != 0 {
+            for lane in &fabric.lanes {
+                lane.follow(&peer, &table, self.clock.now());
+            }
+        }
         // efa-direct: our cards must know those of the peer that will write to them before the first operation arrives.
         if table.fabric_name == DIRECT {
             let theirs = table.nics.len();

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use fabric_safe::{CompletionBatch, Endpoint, OperationError, OperationKind};
 use parking_lot::Mutex;
 
-use crate::addresses::Addresses;
+use crate::addresses::{Addresses, Deserted};
 use crate::classify::{classify, is_flushed};
 use crate::config::Config;
 use crate::core::Core;
@@ -124,6 +124,8 @@ pub(crate) struct LaneState {
     /// Slices that are being taken over; empty otherwise.
     pub(crate) taken: Vec<Slice>,
     pub(crate) addresses: Addresses,
+    /// Where operations may be under way to although nobody is there any more.
+    pub(crate) deserted: Vec<Deserted>,
     /// How the latest lot went out.
     pub(crate) path: Path,
     /// Rotates over remote NICs.
@@ -167,6 +169,7 @@ impl Lane {
                 completions: CompletionBatch::new(COMPLETIONS),
                 taken: Vec::new(),
                 addresses: Addresses::new(config.max_peers.max(1)),
+                deserted: Vec::new(),
                 path: Path::NONE,
                 turn: seat.seat,
                 owed: None,

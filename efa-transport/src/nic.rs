@@ -11,6 +11,7 @@ use fabric_safe::{
 
 use parking_lot::Mutex;
 
+use crate::classify::has_lost_a_message;
 use crate::error::Error;
 use crate::provider::{nic_name, numa_of};
 
@@ -175,12 +176,13 @@ impl Nic {
         self.served.is_some()
     }
 
-    /// What the provider has reported besides completions.
-    pub(crate) fn trouble(&self) -> Option<String> {
+    /// What the provider has reported besides completions, and whether only a new endpoint helps.
+    pub(crate) fn trouble(&self) -> Option<(String, bool)> {
         match self.troubles.as_ref()?.read() {
             Ok(None) => None,
-            Ok(Some(event)) => Some(format!("{event:?}")),
-            Err(error) => Some(error.to_string()),
+            Ok(Some(Err(error))) => Some((error.to_string(), has_lost_a_message(&error))),
+            Ok(Some(Ok(event))) => Some((format!("{event:?}"), false)),
+            Err(error) => Some((error.to_string(), false)),
         }
     }
 

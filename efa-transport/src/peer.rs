@@ -13,7 +13,7 @@ use crate::nic::PROBE_BYTES;
 use crate::peer_health::PeerHealth;
 use crate::request::Op;
 use crate::scheduler::fabric::Device;
-use crate::scheduler::rail::rank;
+use crate::scheduler::rail::{Set, rank};
 use crate::scheduler::slicer::Chunk;
 use crate::serial::serial;
 
@@ -49,6 +49,8 @@ pub(crate) struct PeerTable {
     pub(crate) generation: u64,
     /// The same `Arc` over updates that change the regions only, so that address vector entries stay.
     pub(crate) nics: Arc<[NicEntry]>,
+    /// Those of them that have another address than in the table before, of the same life.
+    pub(crate) moved: Set,
     pub(crate) immediate_bytes: u8,
     /// The number of the fabric that it is reached on, here; and its name.
     pub(crate) fabric: usize,
@@ -91,11 +93,18 @@ impl PeerTable {
             }
             _ => on.nics.into(),
         };
+        let same = before.filter(|before| (before.epoch, before.fabric) == (epoch, way.number));
+        let moved = same.map_or(0, |before| {
+            let both = before.nics.iter().zip(nics.iter()).enumerate();
+            let moved = both.filter(|(_, (before, now))| before.address != now.address);
+            moved.fold(0, |set: Set, (nic, _)| set | 1 << nic)
+        });
         Self {
             serial: serial(),
             epoch,
             generation,
             nics,
+            moved,
             immediate_bytes: on.immediate_bytes.min(way.immediate_bytes),
             fabric: way.number,
             fabric_name: way.fabric,

@@ -343,6 +343,7 @@ impl Lane {
         let slice = desk.queue.get(token).ok_or(Refused::Never)?;
         let lot = slice.lot;
         let mut path = Path { lot, ..Path::NONE };
+        let later;
         let (peer, nics) = match desk.lots.get_mut(lot).ok_or(Refused::Never)? {
             Cargo::Probe(probe) => {
                 if probe.is_over() {
@@ -357,7 +358,8 @@ impl Lane {
                     return Err(Refused::Never);
                 }
                 self.find_rail(lot, &mut path, *desk.turn, context)?;
-                (lot.peer(), &lot.table().nics)
+                later = lot.party().later_nics();
+                (lot.peer(), later.as_ref().unwrap_or(&lot.table().nics))
             }
         };
         path.slot = peer.id.slot as usize;

@@ -95,8 +95,8 @@ impl Core {
         self.reopen(lane);
     }
 
-    /// Reopens the endpoint of every lane that holds an operation long after its request has ended, and tries those again that could
-    /// not be opened.
+    /// Reopens the endpoint of every lane that holds an operation long after its request has ended, or to where nobody is any more, or
+    /// whose provider has lost a message of its own; and tries those again that could not be opened.
     pub(crate) fn unstick(&self) {
         let now = self.clock.now();
         let patience = nanos(self.config.stuck_after);
@@ -107,22 +107,25 @@ impl Core {
                 }
                 continue;
             }
-            if let Some(trouble) = lane.nic.trouble() {
+            if let Some((trouble, fatal)) = lane.nic.trouble() {
                 tracing::warn!(nic = %lane.nic.name, trouble, "the provider reports");
+                lane.flushed.fetch_or(fatal, Ordering::Relaxed);
             }
-            let Some(state) = lane.state.try_lock() else { continue };
-            let stuck = state.queue.flying().any(|(_, slice)| match state.lots.get(slice.lot) {
-                Some(Cargo::Lot(lot)) => {
-                    let deadline = lot.batch.deadline;
-                    lot.batch.request_has_ended(slice.request())
-                        && now.saturating_sub(deadline.max(slice.since)) > patience
-                        && now > deadline
-                }
-                Some(Cargo::Probe(probe)) => {
-                    probe.is_unattended() && now.saturating_sub(probe.since) > patience
-                }
-                None => false,
-            });
+            let Some(mut state) = lane.state.try_lock() else { continue };
+            let deserted = state.sits_on_deserted(now);
+            let stuck = deserted
+                || state.queue.flying().any(|(_, slice)| match state.lots.get(slice.lot) {
+                    Some(Cargo::Lot(lot)) => {
+                        let deadline = lot.batch.deadline;
+                        lot.batch.request_has_ended(slice.request())
+                            && now.saturating_sub(deadline.max(slice.since)) > patience
+                            && now > deadline
+                    }
+                    Some(Cargo::Probe(probe)) => {
+                        probe.is_unattended() && now.saturating_sub(probe.since) > patience
+                    }
+                    None => false,
+                });
             drop(state);
             if stuck || lane.flushed.swap(false, Ordering::Relaxed) {
                 self.reopen(lane);

@@ -3,6 +3,7 @@
 
 mod alone;
 mod cases;
+mod moved;
 mod opening;
 mod schedules;
 #[path = "../../tests/common/scripted.rs"]

@@ -239,10 +239,8 @@ fn descriptor(node: &mut crate::cluster::Node) -> Option<u64> {
 /// before they fail: those that it has opened, and those that have only opened it.
 ///
 /// Catches: a descriptor that changes and nobody is told, so that peers send to an address that is nobody's.
-#[test]
-fn peers_hear_of_an_endpoint_that_was_opened_again_before_they_fail() {
-    let test = "peers_hear_of_an_endpoint_that_was_opened_again_before_they_fail";
-    let Some(cluster) = Cluster::new(test, Kind::EfaDirect) else { return };
+fn peers_hear_of_an_endpoint_that_was_opened_again(test: &str, kind: Kind) {
+    let Some(cluster) = Cluster::new(test, kind) else { return };
     let _alone = alone();
     let (mut far, mut near, mut asker) = (cluster.node(), cluster.node(), cluster.node());
     for node in [&mut far, &mut near, &mut asker] {
@@ -279,6 +277,18 @@ fn peers_hear_of_an_endpoint_that_was_opened_again_before_they_fail() {
     }
 }
 
+#[test]
+fn peers_hear_of_an_endpoint_that_was_opened_again_before_they_fail() {
+    let test = "peers_hear_of_an_endpoint_that_was_opened_again_before_they_fail";
+    peers_hear_of_an_endpoint_that_was_opened_again(test, Kind::EfaDirect);
+}
+
+#[test]
+fn peers_hear_of_an_endpoint_of_efa_that_was_opened_again_before_they_fail() {
+    let test = "peers_hear_of_an_endpoint_of_efa_that_was_opened_again_before_they_fail";
+    peers_hear_of_an_endpoint_that_was_opened_again(test, Kind::Efa);
+}
+
 /// A third node has the fabric `efa` only, so that the second opens it besides. The first hears of it.
 #[test]
 fn peers_hear_of_a_second_fabric() {
@@ -297,4 +307,61 @@ fn peers_hear_of_a_second_fabric() {
     eventually("it has heard", || {
         near.peer_statistics(&far.name)["descriptor"].as_u64() == descriptor(&mut far)
     });
+}
+
+/// The provider behind fabric `efa` begins with a peer by messages of its own, and sends each once. One that is lost with a queue pair, the
+/// target's answer here, is made up for by another endpoint; what waits for it is sent to that one, long before its deadline.
+///
+/// Catches: a request that waits for an answer which nobody will give.
+#[test]
+fn a_lost_answer_of_the_provider_over_efa_is_made_up_for() {
+    let Some(cluster) = Cluster::new("a_lost_answer_of_the_provider_over_efa_is_made_up_for", Kind::Efa)
+    else {
+        return;
+    };
+    let _alone = alone();
+    let (mut near, mut far) = (cluster.node(), cluster.node());
+    for node in [&mut near, &mut far] {
+        node.register("pool", LEN, READ_WRITE, 1);
+    }
+    near.open(&far);
+    let write = || vec![request(true, "pool", &far, "pool", 0, LEN as u64)];
+    for rule in ["fail status=1 op=send nth=1", "fail status=2 op=send nth=1"] {
+        cluster.fault(rule);
+        let ended = near.batch(order(write(), 20_000));
+        assert!(ended.result.is_ok() && ended.ms < 10_000, "{rule}: {ended:?}");
+        cluster.heal();
+    }
+}
+
+/// Messages of the provider that nobody ever gets. The card has taken nothing and will say nothing, yet a request ends at its deadline,
+/// whoever follows it, and says which peer it was; when the cards are well again, the next ones succeed.
+///
+/// Catches: a deadline that waits for the provider.
+#[test]
+fn a_provider_over_efa_that_says_nothing_costs_no_more_than_the_deadline() {
+    let test = "a_provider_over_efa_that_says_nothing_costs_no_more_than_the_deadline";
+    let Some(cluster) = Cluster::new(test, Kind::Efa) else { return };
+    let _alone = alone();
+    for (rule, follow) in [
+        ("hold op=send", Follow::Wait),
+        ("fail status=13 op=send", Follow::Await),
+        ("fail status=10 op=send", Follow::Poll),
+    ] {
+        let (mut near, mut far) = (cluster.node(), cluster.node());
+        far.register("pool", LEN, READ_WRITE, 1);
+        near.register("staging", LEN, LOCAL, 2);
+        near.open(&far);
+        let write = || vec![request(true, "staging", &far, "pool", 0, LEN as u64)];
+        cluster.fault(rule);
+        let ended = near.batch(BatchOrder { follow, ..order(write(), 500) });
+        let error = ended.result.unwrap_err();
+        assert!(error.contains(&far.name), "{rule}: {error}");
+        // Beyond its deadline, the peer is asked what is wrong; two seconds at most.
+        assert!((450..8000).contains(&ended.ms), "{rule}, {follow:?}: {} ms", ended.ms);
+        assert!(ended.statuses[0].is_err());
+        cluster.heal();
+        eventually("the next batch succeeds", || near.batch(order(write(), 10_000)).result.is_ok());
+        assert!(far.holds("pool", &filled(LEN, 2)));
+    }
 }
