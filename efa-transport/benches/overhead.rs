@@ -316,7 +316,7 @@ fn main() -> Result<()> {
         (format!("step=slice size={BLOCK} batch={BATCH} depth=1 nics=1 provider=scripted"), "-drip", 1300.0),
         // What a request costs that is alone in its batch, which is a part of its latency (`bench efa` has the whole). Not promised
         // to anybody: what it has cost, so that it is seen to grow.
-        (format!("step=request size={BLOCK} batch=1 nics=1 provider=scripted"), "-alone", 2250.0),
+        (format!("step=request size={BLOCK} batch=1 nics=1 provider=scripted"), "-alone", 1500.0),
     ];
     for (case, which, limit) in counted {
         if !bench.wants(&case) {

@@ -18,7 +18,8 @@ use crate::scheduler::slicer::Cut;
 use crate::slice::{Piece, Slice};
 
 impl Core {
-    /// Sends the only request of a batch. False if it is not like that; then nothing has happened. The batch is empty otherwise.
+    /// Sends the only request of a batch. False if it is not like that; then nothing has happened. The batch is empty otherwise. `now` may
+    /// be a little while [ago](crate::clock::Clock::lately).
     #[inline]
     pub(crate) fn send_alone(&self, state: &Arc<BatchState>, batch: &mut Batch, now: u64) -> bool {
         let ([stored], [here], [there]) = (&batch.requests[..], &batch.local[..], &batch.remote[..]) else {
@@ -26,7 +27,7 @@ impl Core {
         };
         let party = &state.parties[0];
         let longest = self.lanes.fabric(party.table.fabric).longest.max(1).min(self.config.stripe_bytes);
-        if stored.immediate.is_some() || stored.bytes > longest {
+        if stored.immediate.is_some() || stored.bytes > longest || party.peer.health().is_suspect() {
             return false;
         }
         let Ok(second) = self.prepare(state, 0, stored, batch, now) else {
@@ -58,10 +59,13 @@ impl Core {
             let mut its = lane.state.lock();
             if let Some(slice) = lane.post_alone(&mut its, &lot, piece, now) {
                 lane.expect(Lane::weight(cut.len));
+                lot.peer().counters.begins(lane.index);
                 its.is_posted(lot, slice);
                 return true;
             }
         }
+        lot.peer().begun.fetch_add(1, Ordering::Relaxed);
+        let now = self.clock.now();
         self.give(lane, Lane::weight(cut.len), now, |its| its.admit(lot, &[piece]));
         true
     }
@@ -81,21 +85,15 @@ impl Core {
             && !lane.is_busy()
             && lane.pace == fabric.fastest
             && lane.is_usable(now)
-            && !party.peer.health().is_suspect()
         {
             return Some(lane);
         }
-        self.lane_of_all(region, party, cut, (turn, now))
+        self.lane_of_all(region, party, cut, turn)
     }
 
     #[inline(never)]
-    fn lane_of_all(
-        &self,
-        region: &RegionInner,
-        party: &Party,
-        cut: &Cut,
-        (turn, now): (usize, u64),
-    ) -> Option<&Lane> {
+    fn lane_of_all(&self, region: &RegionInner, party: &Party, cut: &Cut, turn: usize) -> Option<&Lane> {
+        let now = self.clock.now();
         let chunks = (cut.local_chunk, cut.remote_chunk);
         let eligible = self.eligible(region, party, chunks, self.usable(now), now);
         let turn = (&mut Chooser::default(), self.lanes.fabric(party.table.fabric).range.start + turn);

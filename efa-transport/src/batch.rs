@@ -6,12 +6,13 @@ use std::future::Future;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::clock::nanos;
 use crate::core::Core;
 use crate::descriptor::NicEntry;
 use crate::error::Error;
@@ -42,8 +43,8 @@ pub(crate) struct Party {
     pub(crate) table: Arc<PeerTable>,
     /// Which of the peer's tables that is.
     version: u64,
-    /// Slices that had ended well then.
-    heard: u64,
+    /// What was [heard](crate::peer::PeerCounters::heard) of it then.
+    heard: AtomicU64,
 }
 
 impl Party {
@@ -51,7 +52,7 @@ impl Party {
     pub(crate) fn new(id: PeerId, peers: &Peers) -> Result<Self, Error> {
         let peer = Arc::clone(peers.get(id)?);
         let (version, table) = peer.table_and_version();
-        let heard = peer.counters.slices.load(Ordering::Relaxed);
+        let heard = AtomicU64::new(peer.counters.heard.load(Ordering::Relaxed));
         Ok(Self { peer, table, version, heard })
     }
 
@@ -68,8 +69,8 @@ impl Party {
 
     /// Makes one that was used before good for another batch; false if the peer is another, has changed or is gone.
     #[inline]
-    fn renew(&mut self, id: PeerId) -> bool {
-        self.heard = self.peer.counters.slices.load(Ordering::Relaxed);
+    fn renew(&self, id: PeerId) -> bool {
+        self.heard.store(self.peer.counters.heard.load(Ordering::Relaxed), Ordering::Relaxed);
         self.peer.id == id && self.peer.version() == self.version
     }
 }
@@ -120,13 +121,15 @@ pub(crate) struct BatchState {
     pub(crate) requests: Vec<RequestState>,
     pub(crate) parties: Vec<Party>,
     /// Of all its requests, as the clock of the transport reckons; and the time from submission to it.
-    pub(crate) deadline: u64,
-    limit: Duration,
+    deadline: AtomicU64,
+    limit_nanos: AtomicU64,
     inner: Mutex<Inner>,
     changed: Condvar,
     /// Somebody sleeps, or has left a waker.
     listened: AtomicBool,
     rare: Mutex<HashMap<u32, Rare>>,
+    /// Set before anything comes in there.
+    has_rare: AtomicBool,
     /// Requests that have not ended.
     running: AtomicUsize,
     /// Requests that have failed.
@@ -150,12 +153,13 @@ impl BatchState {
         Self {
             requests: Vec::new(),
             parties: Vec::new(),
-            deadline: 0,
-            limit: Duration::ZERO,
+            deadline: AtomicU64::new(0),
+            limit_nanos: AtomicU64::new(0),
             inner: Mutex::default(),
             changed: Condvar::new(),
             listened: AtomicBool::new(false),
             rare: Mutex::default(),
+            has_rare: AtomicBool::new(false),
             running: AtomicUsize::new(0),
             failed: AtomicUsize::new(0),
             alive: AtomicUsize::new(0),
@@ -173,15 +177,14 @@ impl BatchState {
         peers: impl Fn() -> P,
     ) -> Result<(), Error> {
         self.requests.clear();
-        let rare = self.rare.get_mut();
-        if !rare.is_empty() {
-            rare.clear();
+        if std::mem::take(self.has_rare.get_mut()) {
+            self.rare.get_mut().clear();
         }
         let mut latest = None;
         let mut parties = 0;
         for (id, immediate) in requests {
             if latest != Some(id) {
-                if !self.parties.get_mut(parties).is_some_and(|party| party.renew(id)) {
+                if !self.parties.get(parties).is_some_and(|party| party.renew(id)) {
                     let party = Party::new(id, &peers())?;
                     self.parties.truncate(parties);
                     self.parties.push(party);
@@ -192,7 +195,7 @@ impl BatchState {
             self.requests.push(RequestState::new((parties - 1) as u32, immediate));
         }
         self.parties.truncate(parties);
-        (self.deadline, self.limit) = (deadline, limit);
+        (*self.deadline.get_mut(), *self.limit_nanos.get_mut()) = (deadline, nanos(limit));
         *self.running.get_mut() = self.requests.len();
         *self.failed.get_mut() = 0;
         *self.alive.get_mut() = 0;
@@ -203,23 +206,31 @@ impl BatchState {
         Ok(())
     }
 
-    /// The same for one request without an immediate. False if anything is different from the latest batch of this state: then it
-    /// must be [filled](Self::fill).
+    /// The same for one request without an immediate. False if anything is different from the latest batch of this state, or if that
+    /// was [out of the ordinary](Self::is_plain): then it must be [filled](Self::fill). Nobody else holds it either way, so nothing
+    /// here needs to be ordered.
     #[inline]
-    pub(crate) fn refill(&mut self, (deadline, limit): (u64, Duration), id: PeerId) -> bool {
-        let ([request], [party]) = (&mut self.requests[..], &mut self.parties[..]) else { return false };
-        let quiet = !*self.listened.get_mut() && *self.failed.get_mut() == 0;
-        if !quiet || request.immediate.is_some() || !party.renew(id) || !self.rare.get_mut().is_empty() {
+    pub(crate) fn refill(&self, (deadline, limit): (u64, Duration), id: PeerId) -> bool {
+        let ([request], [party]) = (&self.requests[..], &self.parties[..]) else { return false };
+        if !self.is_plain() || request.immediate.is_some() || !party.renew(id) {
             return false;
         }
-        *request.remaining.get_mut() = 1;
-        *request.state.get_mut() = RUNNING;
-        (self.deadline, self.limit) = (deadline, limit);
-        *self.running.get_mut() = 1;
-        *self.alive.get_mut() = 0;
-        *self.let_go.get_mut() = false;
-        *self.lane.get_mut() = NOWHERE;
+        request.remaining.store(1, Ordering::Relaxed);
+        request.state.store(RUNNING, Ordering::Relaxed);
+        self.deadline.store(deadline, Ordering::Relaxed);
+        self.limit_nanos.store(nanos(limit), Ordering::Relaxed);
+        self.running.store(1, Ordering::Relaxed);
+        self.alive.store(0, Ordering::Relaxed);
+        self.let_go.store(false, Ordering::Relaxed);
+        self.lane.store(NOWHERE, Ordering::Relaxed);
         true
+    }
+
+    /// Whether nobody has slept for it or left a waker, no attempt has failed, and there was no gate: then it has nothing
+    /// [rare](Rare).
+    #[inline]
+    fn is_plain(&self) -> bool {
+        !self.listened.load(Ordering::Relaxed) && !self.has_rare.load(Ordering::Relaxed)
     }
 
     /// Takes the peer for what `table` says, in this batch alone.
@@ -260,21 +271,22 @@ impl BatchState {
         self.parties[party as usize].peer.begun.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// The same for a batch whose only slice goes to a lane.
+    /// The same for a batch whose only slice goes to a lane; whoever queues or posts it counts it for the peer.
     #[inline]
     pub(crate) fn begin_alone(&self, lane: usize) {
         self.lane.store(lane as u32, Ordering::Relaxed);
         self.alive.store(1, Ordering::Relaxed);
-        self.parties[0].peer.begun.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Keeps the slice with the immediate until all others of its request have ended well.
     pub(crate) fn set_gate(&self, index: u32, gate: Stray) {
+        self.has_rare.store(true, Ordering::Relaxed);
         self.rare.lock().entry(index).or_default().gate = Some(gate);
     }
 
     /// Keeps what a failed attempt said.
     pub(crate) fn note(&self, index: u32, error: &str) {
+        self.has_rare.store(true, Ordering::Relaxed);
         self.rare.lock().entry(index).or_default().last_error = Some(error.to_owned());
     }
 
@@ -311,6 +323,7 @@ impl BatchState {
         if request.has_ended() {
             return false;
         }
+        self.has_rare.store(true, Ordering::Relaxed);
         let gate = {
             let mut all = self.rare.lock();
             // Under the lock: whoever sees that it has failed, and then takes the lock, finds the error. Sequentially consistent: see
@@ -428,16 +441,22 @@ impl BatchState {
         self.has_ended() && self.alive.load(Ordering::SeqCst) == 0
     }
 
+    /// Of all its requests, as the clock of the transport reckons.
+    #[inline]
+    pub(crate) fn deadline(&self) -> u64 {
+        self.deadline.load(Ordering::Relaxed)
+    }
+
     /// Fails every request whose deadline has passed; true if there was one.
     pub(crate) fn expire(&self, now: u64) -> bool {
-        if now < self.deadline || self.has_ended() {
+        if now < self.deadline() || self.has_ended() {
             return false;
         }
         let mut any = false;
         for index in 0..self.requests.len() {
             any |= self.fail_with(index as u32, |party, last_error| Error::Timeout {
                 peer: party.peer.name.clone(),
-                limit: self.limit,
+                limit: Duration::from_nanos(self.limit_nanos.load(Ordering::Relaxed)),
                 last: last_error.map(str::to_owned),
             });
         }
@@ -451,7 +470,7 @@ impl BatchState {
             let party = self.party_of(index);
             let peer = &party.peer;
             if matches!(rare.error, Some(Error::Timeout { .. }))
-                && peer.counters.slices.load(Ordering::Relaxed) == party.heard
+                && peer.counters.heard.load(Ordering::Relaxed) == party.heard.load(Ordering::Relaxed)
                 && !peers.iter().any(|other| Arc::ptr_eq(other, peer))
             {
                 peers.push(Arc::clone(peer));
@@ -462,7 +481,7 @@ impl BatchState {
 
     /// The deadline, unless everything has ended.
     pub(crate) fn first_deadline(&self) -> Option<u64> {
-        (!self.has_ended()).then_some(self.deadline)
+        (!self.has_ended()).then(|| self.deadline())
     }
 
     pub(crate) fn fail_all(&self, error: &Error) {

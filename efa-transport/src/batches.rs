@@ -1,7 +1,7 @@
 //! The batches of a transport: those that run, whose deadlines are watched, and spare ones to be used again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::Duration;
 
 use crate::batch::BatchState;
@@ -55,6 +55,14 @@ pub(crate) struct Expired {
 impl Batches {
     /// Takes a slot that nobody uses: a lot that has just ended may still be about to let go of its batch.
     fn take(&mut self, latest: &Latest) -> u32 {
+        let slot = self.take_one(latest);
+        // What whoever held it last has done to it has been done.
+        fence(Ordering::Acquire);
+        slot
+    }
+
+    #[inline]
+    fn take_one(&mut self, latest: &Latest) -> u32 {
         let slot = latest.0.load(Ordering::Relaxed);
         if let Some(Slot { state, taken: true }) = self.slots.get(slot as usize)
             && Arc::strong_count(state) == 1
@@ -134,21 +142,25 @@ impl Core {
         let slot = batches.take(&self.latest_batch);
         let entry = &mut batches.slots[slot as usize];
         let requests = batch.requests.iter().map(|stored| (stored.peer, stored.immediate));
-        // What has this one owner, under this lock, nobody can clone meanwhile; and there are no weak ones.
-        let state =
-            Arc::get_mut(&mut entry.state).expect("`take` gives a slot whose state nobody else holds");
         let like_before = match &batch.requests[..] {
-            [one] if one.immediate.is_none() => state.refill(deadline, one.peer),
+            [one] if one.immediate.is_none() && batch.table.is_none() => {
+                entry.state.refill(deadline, one.peer)
+            }
             _ => false,
         };
-        if !like_before && let Err(error) = state.fill(deadline, requests, || self.peers()) {
-            state.clear();
-            entry.taken = false;
-            batches.free.push(slot);
-            return Err(error);
-        }
-        if let Some(table) = &batch.table {
-            state.take_peer_for(table);
+        if !like_before {
+            // What has this one owner, under this lock, nobody can clone meanwhile; and there are no weak ones.
+            let state =
+                Arc::get_mut(&mut entry.state).expect("`take` gives a slot whose state nobody else holds");
+            if let Err(error) = state.fill(deadline, requests, || self.peers()) {
+                state.clear();
+                entry.taken = false;
+                batches.free.push(slot);
+                return Err(error);
+            }
+            if let Some(table) = &batch.table {
+                state.take_peer_for(table);
+            }
         }
         entry.taken = true;
         Ok((slot, Arc::clone(&entry.state)))

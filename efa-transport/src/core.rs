@@ -77,6 +77,8 @@ impl Core {
         second: Option<Second>,
     ) -> Result<Self, Error> {
         let parking = Parking::new(&first.lanes)?;
+        // A second fabric has as many as the first.
+        let lanes = first.lanes.len() * if second.is_some() { 2 } else { 1 };
         let trace = (config.trace_slices > 0).then(|| Trace::new(config.trace_slices));
         Ok(Self {
             config,
@@ -87,7 +89,7 @@ impl Core {
             rejected,
             lanes: Lanes::new(first),
             second,
-            peers: RwLock::default(),
+            peers: RwLock::new(Peers::new(lanes)),
             regions: Mutex::default(),
             next_region: AtomicU64::new(1),
             generation: AtomicU64::new(1),

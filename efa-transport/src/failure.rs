@@ -75,7 +75,7 @@ impl Core {
             stray.fail(|party| Error::Failed { peer: party.peer.name.clone(), rail, attempts, why });
             return;
         }
-        match decide(failure, attempts, self.config.retries, untried, now, stray.lot.batch.deadline) {
+        match decide(failure, attempts, self.config.retries, untried, now, stray.lot.batch.deadline()) {
             Decision::Retry { at } => {
                 self.retried.fetch_add(1, Ordering::Relaxed);
                 metrics::counter!("weft_efa_retries_total").increment(1);

@@ -36,8 +36,9 @@
 //!
 //! `request` collects what is asked for. `submit` looks up the peer's memory, lets the [`scheduler`] cut each request into
 //! slices that straddle no seam of either side, and gives every slice to a `lane`, the queue of one NIC; slices that have all
-//! but their place in common travel as one `lot`. (A request that is alone in its batch, and short, is one slice and goes to its
-//! lane without being gathered; from there on its way is that of all.) Whoever drives a lane (a thread that waits, or the thread
+//! but their place in common travel as one `lot`. (A request that is alone in its batch, and short, is one slice: it is
+//! posted without being gathered or queued, as long as nothing is out of the ordinary, see `alone`; what comes of it is dealt with as
+//! with all.) Whoever drives a lane (a thread that waits, or the thread
 //! of `progress`) `post`s slices against credits and reads completions; those that went well are added up in a `tally` and
 //! accounted in their `batch`, which the [`BatchHandle`] follows, and which `batches` watches and keeps for reuse. A slice that
 //! fails leaves its lane as a stray; it is `classify`-ed and, once its attempt has ended, tried again over another rail.

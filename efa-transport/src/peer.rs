@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use crate::descriptor::{ChunkEntry, Descriptor, NicEntry, OnFabric};
 use crate::error::Error;
+use crate::lane::bump;
 use crate::nic::PROBE_BYTES;
 use crate::peer_health::PeerHealth;
 use crate::request::Op;
@@ -16,6 +17,7 @@ use crate::scheduler::fabric::Device;
 use crate::scheduler::rail::{Set, rank};
 use crate::scheduler::slicer::Chunk;
 use crate::serial::serial;
+use crate::stats::PeerStatistics;
 
 /// A peer of one transport. Never used twice by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -257,7 +259,7 @@ pub(crate) struct Peer {
     /// Another one for each table, and when it has been removed.
     version: AtomicU64,
     health: PeerHealth,
-    /// Slices to it that there ever were; those that are over are [counted](PeerCounters) apart.
+    /// Slices to it that there ever were, but for those that lanes [count](Share); those that are over are counted apart.
     pub(crate) begun: AtomicUsize,
     /// Set while our descriptor of it is known to be out of date.
     stale: AtomicBool,
@@ -266,14 +268,69 @@ pub(crate) struct Peer {
 
 #[derive(Debug, Default)]
 pub(crate) struct PeerCounters {
-    pub(crate) bytes_written: AtomicU64,
-    pub(crate) bytes_read: AtomicU64,
-    /// Slices that have ended well.
-    pub(crate) slices: AtomicU64,
-    /// Those that are over without that.
+    /// Each lane's share of what is counted for every slice.
+    by_lane: Box<[Share]>,
+    /// Another number each time that a slice has ended well.
+    pub(crate) heard: AtomicU64,
+    /// Slices that are over without that.
     pub(crate) lost: AtomicUsize,
     pub(crate) failures: AtomicU64,
     pub(crate) retries: AtomicU64,
+}
+
+/// What one lane has counted of a peer. Changed with that lane's lock only: see [`bump`].
+#[derive(Debug, Default)]
+pub(crate) struct Share {
+    /// Slices that went the [short way](crate::alone).
+    begun: AtomicU64,
+    /// Slices that have ended well.
+    slices: AtomicU64,
+    bytes_written: AtomicU64,
+    bytes_read: AtomicU64,
+}
+
+impl PeerCounters {
+    fn new(lanes: usize) -> Self {
+        Self { by_lane: (0..lanes).map(|_| Share::default()).collect(), ..Self::default() }
+    }
+
+    /// A lane posts a slice that nobody has counted.
+    #[inline]
+    pub(crate) fn begins(&self, lane: usize) {
+        if let Some(share) = self.by_lane.get(lane) {
+            bump(&share.begun, 1);
+        }
+    }
+
+    /// So many slices have ended well on a lane, with so many bytes.
+    #[inline]
+    pub(crate) fn ended(&self, lane: usize, op: Op, slices: u32, bytes: u64) {
+        let Some(share) = self.by_lane.get(lane) else { return };
+        match op {
+            Op::Read => bump(&share.bytes_read, bytes),
+            Op::Write => bump(&share.bytes_written, bytes),
+        }
+        // Of two lanes at the same time one may overwrite the other's: that is another number, too.
+        bump(&self.heard, 1);
+        // Whoever learns by this that nothing is under way any more sees what was moved.
+        let before = share.slices.load(Ordering::Relaxed);
+        share.slices.store(before.wrapping_add(slices.into()), Ordering::Release);
+    }
+
+    fn sum(&self, which: impl Fn(&Share) -> &AtomicU64) -> u64 {
+        let each = self.by_lane.iter().map(|share| which(share).load(Ordering::Acquire));
+        each.fold(0, u64::wrapping_add)
+    }
+
+    pub(crate) fn statistics(&self) -> PeerStatistics {
+        PeerStatistics {
+            bytes_written: self.sum(|share| &share.bytes_written),
+            bytes_read: self.sum(|share| &share.bytes_read),
+            slices: self.sum(|share| &share.slices),
+            failures: self.failures.load(Ordering::Relaxed),
+            retries: self.retries.load(Ordering::Relaxed),
+        }
+    }
 }
 
 impl fmt::Debug for Peer {
@@ -311,9 +368,10 @@ impl Peer {
     /// Slices to it that exist: queued, or possibly still touching memory here or there.
     pub(crate) fn alive(&self) -> usize {
         // In this order: what is over has begun, so what is counted here is never too little.
-        let ended = self.counters.slices.load(Ordering::Acquire) as usize;
+        let ended = self.counters.sum(|share| &share.slices) as usize;
         let over = ended.wrapping_add(self.counters.lost.load(Ordering::Acquire));
-        self.begun.load(Ordering::Acquire).wrapping_sub(over)
+        let alone = self.counters.sum(|share| &share.begun) as usize;
+        self.begun.load(Ordering::Acquire).wrapping_add(alone).wrapping_sub(over)
     }
 
     pub(crate) fn health(&self) -> &PeerHealth {
@@ -327,6 +385,8 @@ pub(crate) struct Peers {
     slots: Vec<Option<Arc<Peer>>>,
     by_name: HashMap<String, u32>,
     serial: u32,
+    /// Of ours, on all fabrics that there may be.
+    lanes: usize,
 }
 
 /// What adding a descriptor came to.
@@ -340,6 +400,11 @@ pub(crate) enum Added {
 }
 
 impl Peers {
+    /// Of a transport with so many lanes, on all fabrics that there may be.
+    pub(crate) fn new(lanes: usize) -> Self {
+        Self { lanes, ..Self::default() }
+    }
+
     pub(crate) fn get(&self, id: PeerId) -> Result<&Arc<Peer>, Error> {
         let peer = self.slots.get(id.slot as usize).and_then(Option::as_ref);
         peer.filter(|peer| peer.id == id).ok_or(Error::UnknownPeer(id))
@@ -384,7 +449,7 @@ impl Peers {
             health: PeerHealth::default(),
             begun: AtomicUsize::new(0),
             stale: AtomicBool::new(!open),
-            counters: PeerCounters::default(),
+            counters: PeerCounters::new(self.lanes),
         });
         self.slots[slot as usize] = Some(Arc::clone(&peer));
         self.by_name.insert(name, slot);

@@ -116,7 +116,7 @@ impl Core {
             let stuck = deserted
                 || state.queue.flying().any(|(_, slice)| match state.lots.get(slice.lot) {
                     Some(Cargo::Lot(lot)) => {
-                        let deadline = lot.batch.deadline;
+                        let deadline = lot.batch.deadline();
                         lot.batch.request_has_ended(slice.request())
                             && now.saturating_sub(deadline.max(slice.since)) > patience
                             && now > deadline

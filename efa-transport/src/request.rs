@@ -286,7 +286,8 @@ impl Batch {
     }
 
     /// Time from submission to the end of each request, at the latest;
-    /// [`Config::request_deadline`](crate::Config::request_deadline) unless set.
+    /// [`Config::request_deadline`](crate::Config::request_deadline) unless set. From a second on, a request that is alone in its batch may
+    /// end with the kernel's next tick after that, at most 10 ms later.
     pub fn set_deadline(&mut self, deadline: Duration) {
         self.deadline = Some(deadline);
     }

@@ -112,13 +112,6 @@ impl Core {
 
     pub(crate) fn peer_statistics(&self, id: PeerId) -> Result<PeerStatistics, Error> {
         let peers = self.peers();
-        let c = &peers.get(id)?.counters;
-        Ok(PeerStatistics {
-            bytes_written: get(&c.bytes_written),
-            bytes_read: get(&c.bytes_read),
-            slices: get(&c.slices),
-            failures: get(&c.failures),
-            retries: get(&c.retries),
-        })
+        Ok(peers.get(id)?.counters.statistics())
     }
 }

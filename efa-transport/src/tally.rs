@@ -147,15 +147,12 @@ impl<'a> Tally<'a> {
 
     #[inline]
     fn count_lot(&self, lot: &Lot, slices: u32, bytes: u64) {
-        let (peer, lane) = (lot.peer(), &self.lane.counters);
-        let (here, there) = match lot.op {
-            Op::Read => (&lane.bytes_read, &peer.counters.bytes_read),
-            Op::Write => (&lane.bytes_written, &peer.counters.bytes_written),
-        };
-        bump(here, bytes);
-        there.fetch_add(bytes, Ordering::Relaxed);
-        // Whoever learns by this that nothing is under way any more sees what was moved.
-        peer.counters.slices.fetch_add(slices.into(), Ordering::Release);
+        let Lane { index, counters, .. } = self.lane;
+        match lot.op {
+            Op::Read => bump(&counters.bytes_read, bytes),
+            Op::Write => bump(&counters.bytes_written, bytes),
+        }
+        lot.peer().counters.ended(*index, lot.op, slices, bytes);
     }
 
     #[cold]
