@@ -150,7 +150,17 @@ impl PeerTable {
     }
 
     /// The chunk around an address that allows `op`. Of several the last in order of address.
+    #[inline]
     pub(crate) fn chunk_at(&self, addr: u64, op: Op) -> Option<Chunk> {
+        let allows = |chunk: &ChunkEntry| match op {
+            Op::Read => chunk.readable,
+            Op::Write => chunk.writable,
+        };
+        if let [one] = &*self.chunks {
+            let before = addr.wrapping_sub(one.addr);
+            let left = one.len.checked_sub(before).filter(|&left| left > 0 && allows(one))?;
+            return Some(Chunk { index: 0, before, left });
+        }
         let mut index = self.chunks.partition_point(|chunk| chunk.addr <= addr);
         while index > 0 {
             index -= 1;
@@ -158,12 +168,8 @@ impl PeerTable {
                 return None;
             }
             let chunk = &self.chunks[index];
-            let allowed = match op {
-                Op::Read => chunk.readable,
-                Op::Write => chunk.writable,
-            };
             let before = addr - chunk.addr;
-            if allowed && before < chunk.len {
+            if allows(chunk) && before < chunk.len {
                 return Some(Chunk { index: index as u32, before, left: chunk.len - before });
             }
         }

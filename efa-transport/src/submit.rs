@@ -119,14 +119,10 @@ impl Core {
         if self.is_shut() {
             return Err(Error::ShutDown);
         }
-        for stored in &batch.requests {
-            if stored.immediate.is_some() && self.lanes.first().immediate_bytes < 4 {
-                return Err(Error::Request(format!(
-                    "provider {} carries {} bytes of immediate, not 4",
-                    self.lanes[0].nic.info.provider_name(),
-                    self.lanes.first().immediate_bytes
-                )));
-            }
+        if self.lanes.first().immediate_bytes < 4
+            && batch.requests.iter().any(|stored| stored.immediate.is_some())
+        {
+            return Err(self.no_immediates());
         }
         let limit = batch.deadline.unwrap_or(self.config.request_deadline);
         let alone = shortcut && batch.requests.len() == 1;
@@ -142,6 +138,15 @@ impl Core {
             self.send_all(&state, batch, now);
         }
         Ok(BatchHandle::new(state, Arc::clone(self), slot))
+    }
+
+    #[cold]
+    fn no_immediates(&self) -> Error {
+        Error::Request(format!(
+            "provider {} carries {} bytes of immediate, not 4",
+            self.lanes[0].nic.info.provider_name(),
+            self.lanes.first().immediate_bytes
+        ))
     }
 
     /// Cuts all requests of a batch into slices, gathers them for each lane, and hands them over.
@@ -189,7 +194,6 @@ impl Core {
 
     /// What every request begins with: the checks, and the copy within a process. Gives its local memory on the second fabric if
     /// the peer is reached there.
-    #[inline]
     pub(crate) fn prepare(
         &self,
         state: &BatchState,

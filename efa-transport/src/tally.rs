@@ -50,10 +50,12 @@ impl<'a> Tally<'a> {
         }
         let (lot, request, remote_nic) = self.latest;
         if slice.lot != lot || slice.request() != request || slice.remote_nic != remote_nic {
-            if slice.lot != lot {
-                self.close(lots, outcome);
-            } else if self.slices > 0 {
-                self.close_request(lots, outcome);
+            if self.slices + self.lot_slices > 0 {
+                if slice.lot == lot {
+                    self.close_request(lots, outcome);
+                } else {
+                    self.close(lots, outcome);
+                }
             }
             self.latest = (slice.lot, slice.request(), slice.remote_nic);
         }
@@ -73,9 +75,9 @@ impl<'a> Tally<'a> {
         if self.slices == 1 && self.lot_slices == 0 && self.close_alone(lots) {
             return;
         }
-        self.close_request(lots, outcome);
-        self.close_lot(lots);
-        if self.weight > 0 {
+        if self.slices + self.lot_slices > 0 {
+            self.close_request(lots, outcome);
+            self.close_lot(lots);
             self.lane.unload(std::mem::take(&mut self.weight));
         }
     }
