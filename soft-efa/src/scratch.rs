@@ -6,6 +6,7 @@
 
 use crate::error::Error;
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -29,24 +30,32 @@ impl Scratch {
     /// When the temporary directory cannot be written.
     pub fn new() -> Result<Scratch, Error> {
         let base = std::env::temp_dir();
+        fs::create_dir_all(&base)
+            .map_err(|error| Error::Io { what: format!("make {}", base.display()), error })?;
         sweep(&base);
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = base.join(format!("{PREFIX}{}-{number}", std::process::id()));
-        let io = |error| Error::Io { what: format!("make {}", dir.display()), error };
-        // A directory of that name is of a dead process that had our pid: not swept because it is being removed just now.
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).map_err(io)?;
-        let lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(dir.join(LOCK_FILE))
-            .map_err(io)?;
-        // SAFETY: flock on a descriptor that we own.
-        unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_SH) };
-        Ok(Scratch { dir, _lock: lock })
+        loop {
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let dir = base.join(format!("{PREFIX}{}-{number}", std::process::id()));
+            let io = |error| Error::Io { what: format!("make {}", dir.display()), error };
+            match fs::create_dir(&dir) {
+                // Of a dead process that had our pid, or of a living one that has it in another container.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                made => made.map_err(io)?,
+            }
+            let lock = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(dir.join(LOCK_FILE))
+                .map_err(io)?;
+            // SAFETY: flock on a descriptor that we own.
+            unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_SH) };
+            // Another launcher may have found the file before it was locked: then it has removed it while we waited for the lock.
+            if lock.metadata().map_err(io)?.nlink() > 0 {
+                return Ok(Scratch { dir, _lock: lock });
+            }
+        }
     }
 
     /// The directory.
@@ -96,5 +105,20 @@ mod tests {
         let path = second.dir().to_path_buf();
         drop(second);
         assert!(!path.exists());
+    }
+
+    /// A launcher that starts while another one sweeps: what it has made is there, and locked.
+    #[test]
+    fn launchers_that_start_at_the_same_time_leave_each_other_alone() {
+        std::thread::scope(|threads| {
+            for _ in 0..4 {
+                threads.spawn(|| {
+                    for _ in 0..300 {
+                        let made = Scratch::new().unwrap();
+                        assert!(made.dir().join(LOCK_FILE).exists(), "{} was swept", made.dir().display());
+                    }
+                });
+            }
+        });
     }
 }
