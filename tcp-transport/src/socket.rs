@@ -141,6 +141,9 @@ mod tests {
     #[test]
     fn every_option_is_set() {
         for ip in ["127.0.0.1:0", "[::1]:0"] {
+            if let (true, Err(why)) = (ip.contains("::1"), TcpListener::bind(ip)) {
+                return eprintln!("SKIP: every_option_is_set: its IPv6 half, IPv4 passed: {why}");
+            }
             let addr: SocketAddr = ip.parse().unwrap();
             let listener = listen(addr).unwrap();
             let made = dial(listener.local_addr().unwrap(), &LocalPath::default(), &options()).unwrap();
@@ -165,6 +168,11 @@ mod tests {
     #[test]
     fn the_send_buffer_within_a_host_is_bounded() {
         for ip in ["127.0.0.1:0", "[::1]:0"] {
+            if let (true, Err(why)) = (ip.contains("::1"), TcpListener::bind(ip)) {
+                return eprintln!(
+                    "SKIP: the_send_buffer_within_a_host_is_bounded: its IPv6 half, IPv4 passed: {why}"
+                );
+            }
             let listener = listen(ip.parse().unwrap()).unwrap();
             listener.set_nonblocking(false).unwrap();
             for set in [None, Some(90_000)] {

@@ -190,6 +190,9 @@ fn there_and_back(asker: &Asker, peer: &Peer, remote: RegionDescriptor, seed: u6
 #[test]
 fn both_paths_between_two_processes() {
     for ip in ["127.0.0.1:0", "[::1]:0"] {
+        if let (true, Err(why)) = (ip.contains("::1"), std::net::TcpListener::bind(ip)) {
+            return eprintln!("SKIP: both_paths_between_two_processes: its IPv6 half, IPv4 passed: {why}");
+        }
         let process = Process::start(ip);
         for host in [true, false] {
             let asker = Asker::new(Transport::builder().same_host(host), LEN);
